@@ -1,0 +1,3 @@
+"""drift: video object segmentation from the self-attention of image diffusion models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,51 @@
+"""What the tracker asks of a backbone. A new family of models is one file that meets `Backbone`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Backbone", "LayerReading"]
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """What one self-attention layer computes with, for a batch of frames.
+
+    Attributes:
+        name: the layer's name in the model.
+        queries: one vector per head and token, not yet scaled by 1/√dim.
+        keys: likewise.
+        inputs: the tokens that the layer projects to queries and keys.
+    """
+
+    name: str
+    queries: Float[Tensor, "batch heads height width dim"]
+    keys: Float[Tensor, "batch heads height width dim"]
+    inputs: Float[Tensor, "batch height width channels"]
+
+
+class Backbone(Protocol):
+    """A frozen image model with self-attention."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent, along each axis; frames are padded to its multiples."""
+
+    def encode(
+        self, frames: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Latents of RGB frames in [0, 1] whose height and width are multiples of `stride`."""
+
+    def read(
+        self, latents: Float[Tensor, "batch channels rows columns"], generator: torch.Generator
+    ) -> list[LayerReading]:
+        """The chosen layers' readings, in the order in which they were chosen; noise is drawn from `generator`."""

@@ -1,0 +1,136 @@
+"""Lightning callbacks of a prediction run: results on disk, progress, dashboards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch.distributed
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import WandbLogger
+
+from drift.metrics.davis import DavisScores
+from drift.module import TrackingModule
+from drift.reporting.results import ClipResult, write_results
+
+__all__ = ["Dashboard", "ResultsWriter"]
+
+
+class ResultsWriter(BasePredictionWriter):
+    """Writes the results after every clip, so that a run that ends early leaves those of all clips done.
+
+    With several processes, they are merged and written by the first one at the end.
+
+    Args:
+        config: the resolved configuration, stored with the results.
+
+    Attributes:
+        clips: the results so far; at the end, of all processes.
+        scores: of all clips, at the end.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(write_interval="batch")
+        self.config = config
+        self.clips: list[ClipResult] = []
+        self.scores: DavisScores | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the bar of clips."""
+        assert isinstance(pl_module, TrackingModule)
+        if pl_module.progress:
+            pl_module.progress.start(sum(trainer.num_predict_batches))
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: ClipResult,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keeps a clip's result; alone, writes all results so far."""
+        assert isinstance(pl_module, TrackingModule)
+        self.clips.append(prediction)
+        if trainer.world_size == 1:
+            self._write(pl_module)
+            if pl_module.progress:
+                pl_module.progress.clip_done(pl_module.clip_line(prediction))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gathers all processes' results."""
+        assert isinstance(pl_module, TrackingModule)
+        if trainer.world_size > 1:
+            gathered: list[list[ClipResult]] = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self.clips)
+            order = {name: place for place, name in enumerate(pl_module.score.sequences)}
+            merged = {clip.name: clip for clips in gathered for clip in clips}
+            self.clips = sorted(merged.values(), key=lambda clip: order[clip.name])
+        self._write(pl_module, write=trainer.is_global_zero)
+        if pl_module.progress:
+            pl_module.progress.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Clears the bars, so that the error stands alone."""
+        if isinstance(pl_module, TrackingModule) and pl_module.progress:
+            pl_module.progress.stop()
+
+    def _write(self, module: TrackingModule, *, write: bool = True) -> None:
+        self.scores = module.score.compute()
+        if write and self.clips:
+            write_results(module.output.root, self.clips, self.scores, config=self.config)
+
+
+class Dashboard(L.Callback):
+    """Hands each clip's scores, overlay and attention figure to the trainer's loggers."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: ClipResult,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Logs one clip; its step is the number of the clip."""
+        assert isinstance(pl_module, TrackingModule)
+        numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
+        if trainer.world_size == 1:
+            numbers |= _scores(pl_module.score.compute(), outputs.name)
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=batch_idx)
+            if isinstance(logger, WandbLogger):
+                if outputs.attention is not None:
+                    logger.log_image(f"{outputs.name}/attention", [str(outputs.attention)], step=batch_idx)
+                if outputs.overlay is not None:
+                    logger.log_video(
+                        f"{outputs.name}/overlay", [str(outputs.overlay)], step=batch_idx, format=["mp4"]
+                    )
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the scores of the whole set."""
+        assert isinstance(pl_module, TrackingModule)
+        scores = pl_module.score.compute()
+        if not scores.sequences:
+            return
+        numbers = {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers)
+            logger.save()
+
+
+def _scores(scores: DavisScores, name: str) -> dict[str, float]:
+    for score in scores.sequences:
+        if score.sequence == name:
+            return {
+                f"{name}/J": score.jaccard.mean,
+                f"{name}/F": score.boundary.mean,
+                f"{name}/J&F": score.j_and_f,
+            }
+    return {}

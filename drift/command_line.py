@@ -1,0 +1,157 @@
+"""What the entry points share: building classes from the configuration, and errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drift.errors import DriftError, InputError, OptionError
+
+__all__ = ["build", "options_of", "prepare_output", "run"]
+
+
+@contextmanager
+def options_of(group: str) -> Iterator[None]:
+    """Within it, an option that is not allowed is named with its configuration group."""
+    try:
+        yield
+    except OptionError as error:
+        raise DriftError(f"{group}.{error}") from None
+
+
+def build(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """Instantiates the `_target_` of the group `key`.
+
+    Raises:
+        DriftError: an option of the group is not allowed; the message names it with its group.
+    """
+    with options_of(key):
+        try:
+            return instantiate(config[key], **arguments)
+        except InstantiationException as error:
+            cause = error.__cause__
+            if isinstance(cause, DriftError):
+                raise cause from None
+            values = OmegaConf.to_container(config[key], resolve=True)
+            given = ", ".join(f"{key}.{name}={value}" for name, value in values.items() if name[0] != "_")
+            raise DriftError(f"{given}: {_first_line(cause or error)}") from None
+
+
+def prepare_output(config: DictConfig) -> Path:
+    """Makes `output.dir` and saves the resolved configuration in it, as `config.yaml`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = Path(config.output.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    except OSError as error:
+        raise InputError(f"output.dir={folder}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str) -> int:
+    """Composes the configuration from the command line and runs `task` on it, once or, with -m, for each of a sweep.
+
+    Errors that are the user's to mend become one line on standard error. In a sweep the other runs go on.
+
+    Returns:
+        The exit status: 0, or 2 after such an error, or 130 after an interrupt.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    status = 0
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
+    def main(config: DictConfig) -> Any:
+        nonlocal status
+        try:
+            return task(config)
+        except (DriftError, OmegaConfBaseException) as error:
+            status = _fail(" ".join(str(error).splitlines()))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            status = _fail(f"{error.filename}: {error.strerror}")
+
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        status = _fail(_explain(error, config_dir, config_name))
+    except OSError as error:  # the output folder, which Hydra makes
+        if error.filename is None:
+            raise
+        status = _fail(f"output.dir={error.filename}: cannot be written ({error.strerror})")
+    except KeyboardInterrupt:
+        print("interrupted; what was written is whole", file=sys.stderr)
+        return 130
+    return status
+
+
+def _fail(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
+    """One line that names the key, the value and what is allowed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: allowed is {', '.join(error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value ({_first_line(error)})"
+    if isinstance(error, ConfigCompositionException):
+        unknown = re.search(r"Could not override '([^'@]+)", str(error))
+        if unknown:
+            return _explain_unknown(unknown.group(1), config_dir, config_name)
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        node: Any = compose(config_name)
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        if not isinstance(node, DictConfig) or parent not in node:
+            return f"{key}: no such key; {'.'.join(parents[:depth]) or 'the configuration'} has {_keys(node)}"
+        node = node._get_node(parent)
+    keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(last, keys, n=1)
+    hint = f"did you mean {'.'.join([*parents, close[0]])}? " if close else ""
+    return f"{key}: no such key; {hint}{'.'.join(parents) or 'the configuration'} has {_keys(node)}"
+
+
+def _keys(node: Any) -> str:
+    if not isinstance(node, DictConfig):
+        return "no keys of its own"
+    return ", ".join(str(key) for key in node if not str(key).startswith("_"))

@@ -1,0 +1,1 @@
+"""The recipe that makes the embedded latent diffusion model from openly licensed pictures."""

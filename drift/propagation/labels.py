@@ -1,0 +1,104 @@
+"""Soft labels on the token grid, and the way between them and a mask of object ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["SoftLabels", "labels_of_mask", "merge_given", "pad_to_stride", "pooled"]
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """What the tracker says of one frame.
+
+    Attributes:
+        probabilities: background first, then one channel per object; each token's channels sum to 1.
+        object_ids: the id of each object channel.
+        frame_size: height and width of the frame in pixels.
+        stride: pixels per token.
+        min_confidence: an object that is nowhere at least this probable is absent.
+        given: the mask given for this frame, `(height, width)` object ids, or None.
+    """
+
+    probabilities: Float[Tensor, "channels rows columns"]
+    object_ids: tuple[int, ...]
+    frame_size: tuple[int, int]
+    stride: int
+    min_confidence: float = 0.0
+    given: UInt8[Tensor, "height width"] | None = None
+
+    def upsampled(self) -> Float[Tensor, "channels height width"]:
+        """The probabilities at the frame's size, bilinear."""
+        height, width = self.frame_size
+        full = F.interpolate(
+            self.probabilities[None], scale_factor=self.stride, mode="bilinear", align_corners=False
+        )
+        return full[0, :, :height, :width]
+
+    def mask(self) -> UInt8[Tensor, "height width"]:
+        """The most probable object of every pixel, 0 for the background, on the CPU.
+
+        Objects whose mask was given for this frame have just that mask.
+        """
+        ids = torch.tensor((0, *self.object_ids), dtype=torch.uint8, device=self.probabilities.device)
+        probabilities = self.upsampled()
+        absent = probabilities[1:].flatten(1).amax(1) < self.min_confidence
+        probabilities[1:].masked_fill_(absent[:, None, None], -1.0)
+        mask = ids[probabilities.argmax(0)]
+        if self.given is not None:
+            given = self.given.to(mask.device)
+            mask[torch.isin(mask, given.unique())] = 0
+            mask = torch.where(given > 0, given, mask)
+        return mask.cpu()
+
+
+def pad_to_stride(images: Float[Tensor, "batch channels height width"], stride: int) -> Tensor:
+    """Repeats the last row and column until both sides are multiples of `stride`."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+
+
+def labels_of_mask(
+    mask: UInt8[Tensor, "height width"], object_ids: Sequence[int], stride: int
+) -> Float[Tensor, "objects rows columns"]:
+    """The share of each token's pixels that belongs to each object."""
+    ids = torch.tensor(object_ids, dtype=torch.uint8, device=mask.device)
+    one_hot = (mask[None] == ids[:, None, None]).float()
+    return F.avg_pool2d(pad_to_stride(one_hot[None], stride), stride)[0]
+
+
+def merge_given(
+    propagated: Float[Tensor, "channels rows columns"],
+    given: Float[Tensor, "given rows columns"],
+    channels: Sequence[int],
+) -> Float[Tensor, "channels rows columns"]:
+    """Labels in which the objects of `channels` are as `given`, the others as propagated where room is left.
+
+    Objects that were not given keep their share of what the given ones leave, the background too.
+    """
+    merged = propagated.clone()
+    merged[list(channels)] = 0
+    left = (1 - given.sum(0)).clamp(min=0)
+    rest = merged.sum(0)
+    merged = torch.where(rest > 0, merged * (left / rest.clamp(min=1e-12)), merged)
+    merged[0] += torch.where(rest > 0, torch.zeros_like(left), left)
+    merged[list(channels)] = given
+    return merged
+
+
+def pooled(labels: Float[Tensor, "channels rows columns"], grid: tuple[int, int]) -> Tensor:
+    """Labels on a coarser grid whose tokens each cover a square of the finer one, `(channels, *grid)`.
+
+    Downsampling layers round up, so the last coarse row may reach past the fine grid: it takes the mean
+    of what it covers.
+    """
+    factor = -(-labels.shape[-2] // grid[0])
+    if factor == 1:
+        return labels
+    return F.avg_pool2d(labels[None], factor, ceil_mode=True, count_include_pad=False)[0]

@@ -1,0 +1,215 @@
+"""`Tracker`: follows objects through one clip, frame by frame, without seeing the future."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from drift.backbone.interface import Backbone
+from drift.errors import InputError
+from drift.options import choice, non_negative, positive, whole_number
+from drift.propagation.affinity import AFFINITIES, HEADS, comparable_tokens
+from drift.propagation.kernel import attention_map, propagate
+from drift.propagation.labels import SoftLabels, labels_of_mask, merge_given, pad_to_stride, pooled
+from drift.propagation.memory import Memory, RememberedFrame
+from drift.stopwatch import Stopwatch
+
+__all__ = ["Tracker"]
+
+
+class Tracker:
+    """Propagates masks through one clip; make a new one for each clip.
+
+    Example:
+        tracker = Tracker(backbone)
+        tracker.step(frames[0], mask)
+        masks = [tracker.step(frame).mask() for frame in frames[1:]]
+
+    Args:
+        backbone: reads queries and keys of a frame.
+        affinity: `attention` (Q Kᵀ / √dim) or `cosine` (of the layers' inputs).
+        heads: `separate` (one attention map per head) or `joint` (their logits summed per layer).
+        temperature: divides the logits.
+        top_k: keys that a query keeps over all memory frames; None for all.
+        radius: reach in tokens of the finest layer read; None for the whole frame.
+        memory_frames: predicted frames that are remembered, beside those whose mask was given.
+        min_confidence: an object that is nowhere at least this probable gets an empty mask.
+        seed: of the noise that the backbone adds.
+        stopwatch: counts the stages `encode`, `unet` and `kernel`.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        affinity: str = "attention",
+        heads: str = "separate",
+        temperature: float = 1.0,
+        top_k: int | None = 15,
+        radius: int | None = 12,
+        memory_frames: int = 7,
+        min_confidence: float = 0.0,
+        seed: int = 0,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        choice("affinity", affinity, AFFINITIES)
+        choice("heads", heads, HEADS)
+        positive("temperature", temperature)
+        whole_number("top_k", top_k, minimum=1, none_allowed=True)
+        whole_number("radius", radius, minimum=0, none_allowed=True)
+        non_negative("min_confidence", min_confidence)
+        self.backbone = backbone
+        self.affinity, self.heads = affinity, heads
+        self.temperature, self.top_k, self.radius = temperature, top_k, radius
+        self.min_confidence = min_confidence
+        self.memory = Memory(memory_frames)
+        self.object_ids: tuple[int, ...] = ()
+        self.stopwatch = stopwatch or Stopwatch()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._frame_size: tuple[int, int] | None = None
+        self._next_index = 0
+        self._queries: list[Tensor] = []
+        self._attended: list[RememberedFrame] = []
+
+    @torch.inference_mode()
+    def step(
+        self,
+        frame: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
+        mask: UInt8[np.ndarray, "height width"] | UInt8[Tensor, "height width"] | None = None,
+    ) -> SoftLabels:
+        """Segments the next frame.
+
+        Args:
+            frame: RGB, of the same size as the clip's other frames.
+            mask: object ids, 0 where no object is given. Needed on the first frame; on any later one it
+                brings new objects, or corrects known ones. Objects it does not hold are propagated.
+
+        Raises:
+            InputError: there is no mask to start from, it is empty on the first frame, or sizes differ.
+        """
+        given = None if mask is None else torch.as_tensor(mask)
+        self._check(tuple(frame.shape), given)
+        queries, keys = self._read(torch.as_tensor(frame))
+        self._queries, self._attended = queries, self.memory.frames()
+        grid = _finest([tokens.shape[1:3] for tokens in keys])
+        with self.stopwatch.stage("kernel"):
+            labels = self._propagate(queries, grid) if len(self.memory) else None
+            labels = self._with_given(labels, given, grid)
+            self._remember(keys, labels, given=given is not None)
+        assert self._frame_size is not None
+        stride = self._frame_stride(grid)
+        return SoftLabels(labels, self.object_ids, self._frame_size, stride, self.min_confidence, given)
+
+    @torch.inference_mode()
+    def attention(self, row: int, column: int) -> tuple[list[int], Float[Tensor, "frames rows columns"]]:
+        """Where a pixel of the last frame looked: for pictures, see `attention_map`.
+
+        Args:
+            row, column: the pixel.
+
+        Returns:
+            The indices of the memory frames, and the attention on each in the finest layer read. Both are
+            empty after the first frame of a clip.
+        """
+        if not self._attended:
+            return [], torch.zeros(0, 1, 1)
+        layer = max(range(len(self._queries)), key=lambda i: self._queries[i].shape[1])
+        queries = self._queries[layer]
+        stride = self._frame_stride((queries.shape[1], queries.shape[2]))
+        weights = attention_map(
+            queries[:, row // stride, column // stride],
+            [frame.keys[layer] for frame in self._attended],
+            temperature=self.temperature,
+        )
+        return [frame.index for frame in self._attended], weights.cpu()
+
+    def _check(self, shape: tuple[int, ...], given: Tensor | None) -> None:
+        size = shape[:2]
+        if len(shape) != 3 or shape[2] != 3:
+            raise InputError(f"a frame has the shape (height, width, 3), not {shape}")
+        if self._frame_size not in (None, size):
+            raise InputError(
+                f"a frame of {size[1]} x {size[0]} pixels in a clip of "
+                f"{self._frame_size[1]} x {self._frame_size[0]}; all frames of a clip must be of one size"
+            )
+        if given is None and not self.object_ids:
+            raise InputError("no mask was given: the first frame of a clip needs one")
+        if given is not None and tuple(given.shape) != size:
+            raise InputError(
+                f"a mask of the shape {tuple(given.shape)} for a frame of {size}; they must be equal"
+            )
+        if given is not None and not self.object_ids and not given.any():
+            raise InputError("the first mask holds no object: all its ids are 0")
+        self._frame_size = (size[0], size[1])
+
+    def _read(self, frame: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Queries and keys of each layer, `(heads, height, width, dim)`."""
+        with self.stopwatch.stage("encode"):
+            images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
+            latents = self.backbone.encode(pad_to_stride(images, self.backbone.stride))
+        with self.stopwatch.stage("unet"):
+            readings = self.backbone.read(latents, self._generator)
+            pairs = [comparable_tokens(r, affinity=self.affinity, heads=self.heads) for r in readings]
+        return [queries[0] for queries, _ in pairs], [keys[0] for _, keys in pairs]
+
+    def _propagate(
+        self, queries: Sequence[Tensor], grid: tuple[int, int]
+    ) -> Float[Tensor, "channels rows columns"]:
+        """The labels that all heads of all layers carry here, in equal parts, on the finest grid."""
+        channels = 1 + len(self.object_ids)
+        carried = []
+        for layer, layer_queries in enumerate(queries):
+            factor = -(-grid[0] // layer_queries.shape[1])
+            per_head = propagate(
+                layer_queries,
+                [frame.keys[layer] for frame in self._attended],
+                [frame.labels_of(layer, channels) for frame in self._attended],
+                temperature=self.temperature,
+                radius=None if self.radius is None else -(-self.radius // factor),
+                top_k=self.top_k,
+            )
+            on_grid = F.interpolate(
+                per_head.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear", align_corners=False
+            )
+            carried.append(on_grid[..., : grid[0], : grid[1]])
+        return torch.cat(carried).mean(0)
+
+    def _with_given(self, labels: Tensor | None, given: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        if given is None:
+            assert labels is not None
+            return labels
+        ids = [int(i) for i in given.unique() if i]
+        self.object_ids += tuple(i for i in ids if i not in self.object_ids)
+        channels = [1 + self.object_ids.index(i) for i in ids]
+        if labels is None:
+            labels = torch.zeros(1, *grid, device=self.backbone.device)
+            labels[0] = 1
+        labels = F.pad(labels, (0, 0, 0, 0, 0, 1 + len(self.object_ids) - len(labels)))
+        return merge_given(
+            labels, labels_of_mask(given.to(labels.device), ids, self._frame_stride(grid)), channels
+        )
+
+    def _remember(self, keys: Sequence[Tensor], labels: Tensor, *, given: bool) -> None:
+        on_grids = tuple(pooled(labels, tuple(k.shape[1:3])).permute(1, 2, 0).contiguous() for k in keys)
+        contiguous = tuple(k.contiguous() for k in keys)
+        self.memory.add(RememberedFrame(self._next_index, contiguous, on_grids), given=given)
+        self._next_index += 1
+
+    def _frame_stride(self, grid: tuple[int, int]) -> int:
+        """Pixels per token of the finest layer read."""
+        assert self._frame_size is not None
+        padded = -(-self._frame_size[0] // self.backbone.stride)
+        return self.backbone.stride * -(-padded // grid[0])
+
+
+def _finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    height, width = max(grids, key=lambda grid: grid[0] * grid[1])
+    return height, width

@@ -1,0 +1,1 @@
+"""What a run leaves behind: masks, overlay videos, results, attention maps, dashboards."""

@@ -1,0 +1,54 @@
+"""The loggers behind `logger=`: made for a run that must go on whatever happens to its dashboard."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from lightning.pytorch.loggers import WandbLogger
+
+from drift.options import choice
+
+__all__ = ["no_logger", "wandb_logger"]
+
+
+def no_logger() -> None:
+    """No logger at all."""
+    return None
+
+
+def wandb_logger(
+    *, project: str, save_dir: str, name: str | None = None, mode: str = "auto"
+) -> WandbLogger | None:
+    """A W&B run: online where someone is logged in, else offline, to be sent later with `wandb sync`.
+
+    Args:
+        project: W&B project.
+        save_dir: where the run's files go.
+        name: of the run; None lets W&B choose.
+        mode: `auto`, `online` or `offline`. The variable `WANDB_MODE` goes before `auto`.
+
+    Returns:
+        The logger; None, with a warning, where W&B cannot start.
+    """
+    choice("mode", mode, ("auto", "online", "offline"))
+    import wandb
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        logger = WandbLogger(
+            project=project,
+            name=name,
+            save_dir=save_dir,
+            settings=wandb.Settings(mode=mode, silent=True, console="off"),
+        )
+        logger.experiment  # noqa: B018 - starts the run: here a failure can still be told
+    except Exception as error:  # a dashboard never stops a run
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(f"W&B did not start ({reason}); the run goes on without it", stacklevel=2)
+        return None
+    return logger

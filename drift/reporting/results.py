@@ -1,0 +1,181 @@
+"""`results.csv`, `results.json` and the table on the screen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from drift.metrics.davis import DavisScores, SequenceScore
+
+__all__ = ["ClipResult", "results_table", "versions", "write_results"]
+
+STAGES = ("decode", "encode", "unet", "kernel", "write", "score")
+"""Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What a run says of one clip, its scores apart.
+
+    Attributes:
+        name: the sequence.
+        frames: how many frames it has.
+        seconds: wall time of the clip.
+        stages: seconds by stage, see `STAGES`.
+        overlay: the overlay video, if one was made.
+        attention: the attention figure, if one was made.
+    """
+
+    name: str
+    frames: int
+    seconds: float
+    stages: Mapping[str, float]
+    overlay: Path | None = None
+    attention: Path | None = None
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Wall time over frames."""
+        return self.seconds / self.frames
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("drift", "torch", "lightning", "diffusers", "transformers", "numpy", "pillow", "av")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_results(
+    folder: Path,
+    clips: Sequence[ClipResult],
+    scores: DavisScores,
+    *,
+    config: Mapping[str, Any],
+) -> None:
+    """Writes `results.csv` (one row per object) and `results.json`, each whole or not at all.
+
+    Scores are fractions; where nothing was scored they are null in the JSON and empty in the CSV.
+
+    Args:
+        folder: `output.dir`.
+        clips: the clips that are done.
+        scores: of those clips.
+        config: the resolved configuration.
+    """
+    by_name = {score.sequence: score for score in scores.sequences}
+    _replace(folder / "results.json", json.dumps(_summary(clips, scores, by_name, config), indent=2) + "\n")
+    partial = folder / ".results.csv.partial"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["sequence", "object", "frames", "J", "F", "J&F", "J_recall", "J_decay", "F_recall", "F_decay", "seconds_per_frame"]
+        )
+        for clip in clips:
+            writer.writerows(_rows(clip, by_name.get(clip.name)))
+    os.replace(partial, folder / "results.csv")
+
+
+def _rows(clip: ClipResult, score: SequenceScore | None) -> list[list[object]]:
+    speed = round(clip.seconds_per_frame, 4)
+    if score is None:
+        return [[clip.name, "", clip.frames, *[""] * 7, speed]]
+    rows: list[list[object]] = []
+    for one in score.objects:
+        j, f = one.jaccard, one.boundary
+        values = (j.mean, f.mean, one.j_and_f, j.recall, j.decay, f.recall, f.decay)
+        rows.append([clip.name, one.object_id, clip.frames, *(f"{v:.6f}" for v in values), speed])
+    return rows
+
+
+def _summary(
+    clips: Sequence[ClipResult],
+    scores: DavisScores,
+    by_name: Mapping[str, SequenceScore],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    frames = sum(clip.frames for clip in clips)
+    stages = {stage: sum(clip.stages.get(stage, 0.0) for clip in clips) / max(frames, 1) for stage in STAGES}
+    sequences = {}
+    for clip in clips:
+        score = by_name.get(clip.name)
+        sequences[clip.name] = {
+            **_triple(score),
+            "frames": clip.frames,
+            "seconds_per_frame": clip.seconds_per_frame,
+        }
+    return {
+        **_triple(scores),
+        "J_recall": _number(scores.jaccard.recall),
+        "J_decay": _number(scores.jaccard.decay),
+        "F_recall": _number(scores.boundary.recall),
+        "F_decay": _number(scores.boundary.decay),
+        "sequences": sequences,
+        "frames": frames,
+        "seconds_per_frame": sum(clip.seconds for clip in clips) / max(frames, 1),
+        "seconds_per_frame_by_stage": stages,
+        "seed": config.get("seed"),
+        "config": dict(config),
+        "versions": versions(),
+    }
+
+
+def _triple(score: DavisScores | SequenceScore | None) -> dict[str, float | None]:
+    if score is None:
+        return {"J": None, "F": None, "J&F": None}
+    return {
+        "J": _number(score.jaccard.mean),
+        "F": _number(score.boundary.mean),
+        "J&F": _number(score.j_and_f),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
+    """One line per sequence and the mean over all objects, for the screen."""
+    table = Table(title="Segmentation scores", title_style="bold", header_style="bold")
+    table.add_column("sequence")
+    for column in ("objects", "frames", "J", "F", "J&F", "s/frame"):
+        table.add_column(column, justify="right")
+    by_name = {score.sequence: score for score in scores.sequences}
+    for clip in clips:
+        score = by_name.get(clip.name)
+        counts = [str(len(score.objects)) if score else "-", str(clip.frames)]
+        table.add_row(clip.name, *counts, *_cells(score), f"{clip.seconds_per_frame:.2f}")
+    frames = sum(clip.frames for clip in clips)
+    speed = sum(clip.seconds for clip in clips) / max(frames, 1)
+    table.add_section()
+    total = scores if scores.sequences else None
+    objects = str(len(scores.objects)) if total else "-"
+    table.add_row("all objects", objects, str(frames), *_cells(total), f"{speed:.2f}", style="bold")
+    return table
+
+
+def _cells(score: DavisScores | SequenceScore | None) -> list[str]:
+    if score is None:
+        return ["-", "-", "not scored"]
+    return [f"{v:.3f}" for v in (score.jaccard.mean, score.boundary.mean, score.j_and_f)]

@@ -1,0 +1,98 @@
+"""Examples that several tests use: a clip in memory, a Stable Diffusion 2.1 of small width."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from drift.clip import Clip
+from drift.pretrain.text import build_tokenizer
+
+
+def moving_square(
+    frames: int = 5, size: tuple[int, int] = (48, 64), *, given: dict | None = None, name: str = "square"
+) -> Clip:
+    """A bright square that moves right over a dark textured ground, with its true masks."""
+    random = np.random.default_rng(0)
+    ground = random.integers(0, 80, (*size, 3), dtype=np.uint8)
+    pictures, masks = [], []
+    for t in range(frames):
+        mask = np.zeros(size, dtype=np.uint8)
+        mask[size[0] // 4 : size[0] // 4 + 16, 8 + 3 * t : 24 + 3 * t] = 1
+        pictures.append(np.where(mask[..., None] > 0, np.uint8([250, 200, 30]), ground))
+        masks.append(mask)
+    return Clip(
+        name=name,
+        frames=pictures,
+        frame_names=[f"{t:05d}" for t in range(frames)],
+        given={0: masks[0]} if given is None else given,
+        truth=dict(enumerate(masks)),
+    )
+
+
+def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
+    """A checkpoint with Stable Diffusion 2.1's configuration keys, random weights and a small width."""
+    torch.manual_seed(seed)
+    UNet2DConditionModel(
+        sample_size=96,
+        in_channels=4,
+        out_channels=4,
+        center_input_sample=False,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        only_cross_attention=False,
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=2,
+        downsample_padding=1,
+        mid_block_scale_factor=1,
+        act_fn="silu",
+        norm_num_groups=8,
+        norm_eps=1e-5,
+        cross_attention_dim=24,
+        attention_head_dim=[2, 4, 4, 4],
+        dual_cross_attention=False,
+        use_linear_projection=True,
+        upcast_attention=True,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    ).save_pretrained(folder / "vae")
+    tokenizer = build_tokenizer(["a photo of a dog"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            hidden_act="gelu",
+        )
+    ).save_pretrained(folder / "text_encoder")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    ).save_pretrained(folder / "scheduler")
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

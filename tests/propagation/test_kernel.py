@@ -1,0 +1,126 @@
+"""The kernel against a naive dense reference, and what it may never do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from drift.errors import OptionError
+from drift.propagation.kernel import attention_map, propagate
+
+
+def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None) -> Tensor:
+    """Every query against every key, then what lies outside is crossed out: the definition, word for word."""
+    heads, height, width, _ = queries.shape
+    frames = len(keys)
+    k = torch.stack(list(keys), 1).reshape(heads, frames * height * width, -1)
+    y = torch.stack(list(labels)).reshape(frames * height * width, -1)
+    logits = queries.reshape(heads, height * width, -1) @ k.transpose(1, 2) / temperature
+    if radius is not None:
+        row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+        near = ((row[:, None] - row).abs() <= radius) & ((column[:, None] - column).abs() <= radius)
+        logits = logits.masked_fill(~near.repeat(1, frames), -torch.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        kept = torch.full_like(logits, -torch.inf)
+        best = logits.topk(top_k, dim=-1)
+        logits = kept.scatter(-1, best.indices, best.values)
+    return (logits.softmax(-1) @ y).reshape(heads, height, width, -1)
+
+
+def random_problem(heads, height, width, dim, frames, channels, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(heads, height, width, dim, generator=generator)
+    keys = [torch.randn(heads, height, width, dim, generator=generator) for _ in range(frames)]
+    labels = [torch.rand(height, width, channels, generator=generator).softmax(-1) for _ in range(frames)]
+    return queries, keys, labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    height=st.integers(1, 29),
+    width=st.integers(1, 29),
+    frames=st.integers(1, 4),
+    channels=st.integers(1, 9),
+    radius=st.none() | st.integers(0, 32),
+    top_k=st.none() | st.integers(1, 40),
+    temperature=st.floats(0.2, 3),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_dense_reference(heads, height, width, frames, channels, radius, top_k, temperature, seed):
+    problem = random_problem(heads, height, width, 5, frames, channels, seed)
+    options = {"temperature": temperature, "radius": radius, "top_k": top_k}
+    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("radius", "top_k"),
+    [(3, 5), (0, 5), (0, None), (2, 10_000), (None, 7), (None, None), (12, None), (12, 15), (200, 15)],
+)
+def test_equals_the_dense_reference_at_length(radius, top_k):
+    problem = random_problem(heads=3, height=31, width=47, dim=16, frames=5, channels=4)
+    options = {"temperature": 0.3, "radius": radius, "top_k": top_k}
+    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"radius": 4}, {"radius": 4, "top_k": 5}, {"top_k": 5}])
+def test_labels_keep_their_sum(options):
+    carried = propagate(*random_problem(2, 17, 23, 8, 3, 5), **options)
+    assert carried.shape == (2, 17, 23, 5)
+    assert torch.allclose(carried.sum(-1), torch.ones(2, 17, 23), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"radius": 5}, {"radius": 5, "top_k": 15}, {"top_k": 15}, {}])
+def test_no_matrix_of_all_pairs_is_held(options):
+    height, width, frames = 40, 60, 6
+    problem = random_problem(1, height, width, 16, frames, 2)
+    all_pairs = height * width * height * width * frames * 4  # bytes of float32
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        propagate(*problem, **options)
+    largest = max(event.cpu_memory_usage for event in profiled.events())
+    assert 0 < largest < all_pairs / 10
+
+
+def test_autocast_changes_nothing():
+    problem = random_problem(1, 12, 12, 8, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = propagate(*problem, radius=3, top_k=4)
+    assert torch.equal(inside, propagate(*problem, radius=3, top_k=4))
+
+
+def test_attention_map_is_what_the_kernel_weighs_with():
+    queries, keys, labels = random_problem(2, 6, 7, 8, 3, 4)
+    weights = attention_map(queries[:, 2, 5], keys, temperature=0.7)
+    assert weights.shape == (3, 6, 7)
+    carried = propagate(queries, keys, labels, temperature=0.7).mean(0)[2, 5]
+    assert torch.allclose(torch.einsum("fyx,fyxc->c", weights, torch.stack(labels)), carried, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", "x"),
+        ("radius", -1),
+        ("radius", 1.5),
+        ("top_k", 0),
+        ("top_k", True),
+    ],
+)
+def test_options_out_of_range_are_named(option, value):
+    with pytest.raises(OptionError, match=option):
+        propagate(*random_problem(1, 4, 4, 4, 1, 2), **{option: value})
+
+
+def test_memory_that_does_not_fit_is_refused():
+    queries, keys, labels = random_problem(1, 4, 4, 4, 2, 2)
+    with pytest.raises(ValueError, match="frames of keys"):
+        propagate(queries, [], [])
+    with pytest.raises(ValueError, match="frames of keys"):
+        propagate(queries, keys, labels[:1])
+    with pytest.raises(ValueError, match="grid"):
+        propagate(queries, keys, [label[:3] for label in labels])

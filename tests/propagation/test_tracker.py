@@ -1,0 +1,238 @@
+"""The tracker, on a backbone whose tokens are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from examples import moving_square
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from drift.backbone import LayerReading, load_latent_diffusion
+from drift.errors import InputError, OptionError
+from drift.propagation import SoftLabels, Tracker
+from drift.propagation.labels import labels_of_mask, merge_given, pooled
+from drift.propagation.memory import Memory, RememberedFrame
+
+
+class ColourBackbone:
+    """Tokens are mean colours: correspondence without a model. Layer 1 has half the resolution of layer 0."""
+
+    device = torch.device("cpu")
+    stride = 4
+
+    def __init__(self, layers: int = 1) -> None:
+        self.layers = layers
+
+    def encode(self, frames):
+        return F.avg_pool2d(frames, self.stride)
+
+    def read(self, latents, generator):
+        readings = []
+        for layer in range(self.layers):
+            tokens = F.avg_pool2d(latents, 2**layer, ceil_mode=True) - 0.5
+            tokens = tokens.permute(0, 2, 3, 1)
+            heads = torch.stack([tokens, tokens], 1) * 10
+            readings.append(LayerReading(str(layer), heads, heads, tokens))
+        return readings
+
+
+OPTIONS = {"affinity": "cosine", "temperature": 0.02, "top_k": 5, "radius": 4, "memory_frames": 2}
+
+
+def track(clip, tracker, masks=None):
+    masks = clip.given if masks is None else masks
+    return [tracker.step(frame, masks.get(t)) for t, frame in enumerate(clip.frames)]
+
+
+def iou(mask, truth):
+    mask, truth = np.asarray(mask) > 0, truth > 0
+    return (mask & truth).sum() / (mask | truth).sum()
+
+
+@pytest.mark.parametrize("options", [OPTIONS, {"affinity": "attention", "radius": 4, "top_k": None}])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("size", [(48, 64), (47, 63), (64, 45)])
+def test_follows_a_moving_square(options, layers, size):
+    clip = moving_square(size=size)
+    labels = track(clip, Tracker(ColourBackbone(layers), **options))
+    for t, label in enumerate(labels):
+        assert label.mask().shape == size
+        assert iou(label.mask(), clip.truth[t]) > 0.6
+        assert torch.allclose(label.probabilities.sum(0), torch.ones(()), atol=1e-5)
+
+
+def test_given_masks_come_back_to_the_pixel():
+    clip = moving_square(size=(47, 63))
+    label = Tracker(ColourBackbone(), **OPTIONS).step(clip.frames[0], clip.given[0])
+    assert np.array_equal(label.mask(), clip.given[0])
+
+
+def test_never_needs_a_later_frame_and_keeps_no_state_between_clips(checkpoint):
+    backbone = load_latent_diffusion(str(checkpoint), layers=["up_blocks.2.attentions.0"], timestep=51)
+    first, second = moving_square(4), moving_square(3, size=(40, 56))
+    alone = [label.probabilities for label in track(first, Tracker(backbone))]
+    track(second, Tracker(backbone))
+    after = [label.probabilities for label in track(first, Tracker(backbone))]
+    assert all(torch.equal(a, b) for a, b in zip(alone, after, strict=True))
+    tracker = Tracker(backbone)
+    prefix = [tracker.step(first.frames[t], first.given.get(t)).probabilities for t in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, prefix, strict=False))
+
+
+def test_objects_may_appear_later():
+    clip = moving_square(5)
+    late = np.zeros((48, 64), np.uint8)
+    late[36:46, 40:60] = 7
+    labels = track(clip, Tracker(ColourBackbone(), **OPTIONS), {0: clip.given[0], 2: late})
+    assert [label.object_ids for label in labels] == [(1,), (1,), (1, 7), (1, 7), (1, 7)]
+    assert [len(label.probabilities) for label in labels] == [2, 2, 3, 3, 3]
+    assert iou(labels[2].mask() == 7, late) == 1
+    assert iou(labels[2].mask() == 1, clip.truth[2]) > 0.6, "the first object is propagated meanwhile"
+    assert set(np.unique(labels[4].mask())) <= {0, 1, 7}
+
+
+def test_a_mask_on_a_later_frame_corrects_an_object():
+    clip = moving_square(4)
+    moved = np.roll(clip.truth[2], 6, axis=0)
+    labels = track(clip, Tracker(ColourBackbone(), **OPTIONS), {0: clip.given[0], 2: moved})
+    assert np.array_equal(labels[2].mask(), moved)
+
+
+def test_an_object_that_left_is_absent():
+    clip = moving_square(3)
+    ground = np.full((48, 64, 3), 40, np.uint8)
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"min_confidence": 0.5, "top_k": None, "radius": None})
+    tracker.step(clip.frames[0], clip.given[0])
+    assert not tracker.step(ground).mask().any()
+
+
+def test_memory_does_not_grow_with_the_clip():
+    clip = moving_square(9)
+    tracker = Tracker(ColourBackbone(), **OPTIONS)
+    lengths, indices = [], []
+    for t, frame in enumerate(clip.frames):
+        tracker.step(frame, clip.given.get(t))
+        lengths.append(len(tracker.memory))
+        indices = [remembered.index for remembered in tracker.memory.frames()]
+    assert lengths == [1, 2, 3, 3, 3, 3, 3, 3, 3]
+    assert indices == [0, 7, 8], "the given frame for ever, then the last two"
+
+
+def test_without_recent_frames_only_the_given_one_is_attended():
+    clip = moving_square(3)
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"memory_frames": 0})
+    labels = track(clip, tracker)
+    assert len(tracker.memory) == 1
+    assert iou(labels[2].mask(), clip.truth[2]) > 0.6
+
+
+def test_attention_is_over_the_frames_that_were_attended():
+    clip = moving_square(5)
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"temperature": 0.001})
+    tracker.step(clip.frames[0], clip.given[0])
+    assert tracker.attention(0, 0)[0] == []
+    for frame in clip.frames[1:]:
+        tracker.step(frame)
+    row, column = (int(x.mean()) for x in np.nonzero(clip.truth[4]))
+    indices, weights = tracker.attention(row, column)
+    assert indices == [0, 2, 3]
+    assert weights.shape == (3, 12, 16)
+    assert weights.sum().item() == pytest.approx(1, abs=1e-4)
+    for index, weight in zip(indices, weights, strict=True):
+        on_object = F.interpolate(weight[None, None], scale_factor=4)[0, 0][clip.truth[index] > 0].sum() / 16
+        assert on_object > 0.9 * weight.sum()
+
+
+def test_heads_joint_are_the_sum_of_logits():
+    clip = moving_square(3)
+    separate = track(
+        clip, Tracker(ColourBackbone(), affinity="attention", temperature=1.0, radius=4, top_k=None)
+    )
+    joint = track(
+        clip,
+        Tracker(ColourBackbone(), affinity="attention", heads="joint", temperature=2.0, radius=4, top_k=None),
+    )
+    # two equal heads: the sum of their logits is twice that of either
+    assert torch.allclose(separate[2].probabilities, joint[2].probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("frame", "mask", "message"),
+    [
+        (np.zeros((48, 64, 3), np.uint8), None, "no mask was given"),
+        (np.zeros((48, 64, 3), np.uint8), np.zeros((48, 64), np.uint8), "no object"),
+        (np.zeros((48, 64, 3), np.uint8), np.ones((40, 64), np.uint8), "must be equal"),
+        (np.zeros((48, 64), np.uint8), np.ones((48, 64), np.uint8), "height, width, 3"),
+    ],
+)
+def test_a_bad_first_frame_is_refused(frame, mask, message):
+    with pytest.raises(InputError, match=message):
+        Tracker(ColourBackbone(), **OPTIONS).step(frame, mask)
+
+
+def test_frames_of_another_size_are_refused():
+    tracker = Tracker(ColourBackbone(), **OPTIONS)
+    tracker.step(np.zeros((48, 64, 3), np.uint8), np.ones((48, 64), np.uint8))
+    with pytest.raises(InputError, match="one size"):
+        tracker.step(np.zeros((64, 48, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"affinity": "x"}, {"heads": "x"}, {"temperature": -1}, {"top_k": 0}, {"radius": -1}, {"memory_frames": -1}, {"min_confidence": "x"}],
+)
+def test_options_out_of_range_are_named(option):
+    with pytest.raises(OptionError, match=next(iter(option))):
+        Tracker(ColourBackbone(), **option)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_labels_of_a_mask_are_shares_of_pixels(height, width, stride, seed):
+    mask = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (height, width), dtype=np.uint8))
+    shares = labels_of_mask(mask, [1, 2, 3], stride)
+    assert shares.shape == (3, -(-height // stride), -(-width // stride))
+    inside = mask[:stride, :stride] if height >= stride and width >= stride else None
+    if inside is not None:
+        assert shares[1, 0, 0].item() == pytest.approx((inside == 2).float().mean().item(), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 99))
+def test_merged_labels_sum_to_one_and_hold_what_was_given(channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    propagated = torch.rand(channels, 6, 7, generator=generator).softmax(0)
+    given_share = torch.rand(1, 6, 7, generator=generator).round()
+    merged = merge_given(propagated, given_share, [1])
+    assert torch.equal(merged[1:2], given_share)
+    assert torch.allclose(merged.sum(0), torch.ones(6, 7), atol=1e-5)
+    others = [0, *range(2, channels)]
+    ratio = merged[others] * propagated[[0]] - merged[[0]] * propagated[others]
+    assert torch.allclose(ratio, torch.zeros(()), atol=1e-5), "the rest keeps its proportions"
+
+
+def test_pooling_to_a_coarser_grid_means_over_what_is_there():
+    labels = torch.rand(2, 5, 7)
+    coarse = pooled(labels, (3, 4))
+    assert coarse.shape == (2, 3, 4)
+    assert torch.allclose(coarse[:, 2, 3], labels[:, 4, 6])
+    assert torch.allclose(coarse[:, 0, 0], labels[:, :2, :2].mean((1, 2)))
+    assert pooled(labels, (5, 7)) is labels
+
+
+def test_absent_objects_leave_the_mask_and_the_rest_stays():
+    probabilities = torch.tensor([[[0.5, 0.2]], [[0.1, 0.41]], [[0.4, 0.39]]])
+    sure = SoftLabels(probabilities, (3, 9), (1, 2), 1)
+    assert sure.mask().tolist() == [[0, 3]]
+    strict = SoftLabels(probabilities, (3, 9), (1, 2), 1, min_confidence=0.42)
+    assert strict.mask().tolist() == [[0, 0]]
+
+
+def test_memory_rejects_a_negative_length():
+    with pytest.raises(OptionError, match="memory_frames"):
+        Memory(-1)
+    frame = RememberedFrame(0, (), (torch.ones(2, 2, 2),))
+    assert frame.labels_of(0, 4).shape == (2, 2, 4)
