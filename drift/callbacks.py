@@ -1,4 +1,4 @@
-"""Lightning callbacks of a prediction run: results on disk, progress, dashboards."""
+"""Lightning callbacks of a prediction run: results on disk and dashboards."""
 
 from __future__ import annotations
 
@@ -117,12 +117,14 @@ class Dashboard(L.Callback):
         """Logs the scores of the whole set."""
         assert isinstance(pl_module, TrackingModule)
         scores = pl_module.score.compute()
-        if not scores.sequences:
-            return
-        numbers = {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
         for logger in trainer.loggers:
-            logger.log_metrics(numbers)
+            if scores.sequences:
+                logger.log_metrics(
+                    {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
+                )
             logger.save()
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                logger.experiment.finish()  # else the next run of a sweep would go on in this one
 
 
 def _scores(scores: DavisScores, name: str) -> dict[str, float]:

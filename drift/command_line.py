@@ -54,7 +54,7 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
             cause = error.__cause__
             if isinstance(cause, DriftError):
                 raise cause from None
-            values = OmegaConf.to_container(config[key], resolve=True)
+            values = {str(name): value for name, value in config[key].items()}
             given = ", ".join(f"{key}.{name}={value}" for name, value in values.items() if name[0] != "_")
             raise DriftError(f"{given}: {_first_line(cause or error)}") from None
 

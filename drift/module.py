@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import cv2
 import lightning as L
@@ -68,14 +68,16 @@ class TrackingModule(L.LightningModule):
         start = time.perf_counter()
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
-        figure = None
+        figure, point = None, (0, 0)
         with ClipOutput(clip, self.output, self.score) as written:
             tracker = self.make_tracker(self.backbone, stopwatch=stopwatch)
             for index, frame, given in prefetched(_decoded(clip, stopwatch)):
                 mask, objects = self._track(tracker, clip, index, frame, given)
                 written.add(index, frame, mask, objects)
-                if self.attention_figures and index == len(clip) // 2 and index > 0:
-                    figure = self._draw_attention(tracker, clip, index, frame, mask)
+                if self.attention_figures and index <= len(clip) // 2:
+                    point = _inmost_pixel(mask, objects[0]) or point
+                    if index == len(clip) // 2 > 0:
+                        figure = self._draw_attention(tracker, clip, index, frame, point)
                 if self.progress:
                     self.progress.frame_done()
         seconds = time.perf_counter() - start
@@ -100,12 +102,9 @@ class TrackingModule(L.LightningModule):
             return labels.mask().numpy(), labels.object_ids
 
     def _draw_attention(
-        self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, mask: np.ndarray
-    ) -> Any:
-        """A figure of where the first visible object's inmost pixel looks: in the first and the last memory frame."""
-        if not mask.any():
-            return None
-        point = _inmost_pixel(mask == mask[mask > 0].min())
+        self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, point: tuple[int, int]
+    ) -> Path:
+        """A figure of where a pixel looks, in the first and in the last memory frame."""
         indices, weights = tracker.attention(*point)
         shown = sorted({0, len(indices) - 1})
         view = AttentionView(
@@ -147,8 +146,11 @@ def _decoded(clip: Clip, stopwatch: Stopwatch) -> Iterator[tuple[int, np.ndarray
         yield index, frame, given
 
 
-def _inmost_pixel(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel of a mask that is farthest from its edge, (row, column)."""
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+def _inmost_pixel(mask: np.ndarray, object_id: int) -> tuple[int, int] | None:
+    """The pixel of an object that is farthest from its edge, (row, column); None where it is not visible."""
+    visible = np.pad((mask == object_id).astype(np.uint8), 1)
+    if not visible.any():
+        return None
+    depth = cv2.distanceTransform(visible, cv2.DIST_L2, 3)[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(row), int(column)

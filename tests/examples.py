@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from drift.clip import Clip
+from drift.image_files import write_mask
 from drift.pretrain.text import build_tokenizer
 
 
@@ -96,3 +98,29 @@ def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", see
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_davis(root: Path, clips: dict[str, Clip], *, binary: bool = False, suffix: str = ".jpg") -> Path:
+    """Clips as files in DAVIS-2017's layout, or with `binary` in DAVIS-2016's."""
+    for clip in clips.values():
+        frames = root / "JPEGImages" / "480p" / clip.name
+        masks = root / "Annotations" / "480p" / clip.name
+        frames.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for index, name in enumerate(clip.frame_names):
+            Image.fromarray(clip.frames[index]).save(frames / f"{name}{suffix}", quality=95)
+            if binary:
+                Image.fromarray(clip.truth[index] * 255).save(masks / f"{name}.png")
+            else:
+                write_mask(masks / f"{name}.png", clip.truth[index])
+    lists = root / "ImageSets" / ("480p" if binary else "2017")
+    lists.mkdir(parents=True)
+    lines = list(clips)
+    if binary:
+        lines = [
+            f"/JPEGImages/480p/{name}/{frame}.jpg /Annotations/480p/{name}/{frame}.png"
+            for name, clip in clips.items()
+            for frame in clip.frame_names
+        ]
+    (lists / "val.txt").write_text("\n".join(lines) + "\n")
+    return root

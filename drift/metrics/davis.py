@@ -210,7 +210,8 @@ class DavisScore(Metric):
 
         Raises:
             InputError: the sequence is not among those of this score, or the sizes differ.
-            ValueError: `frame` is no frame of the clip, or `objects` holds an id twice, or one that is not in 1 to 255.
+            ValueError: `frame` is no frame of the clip, or `objects` holds an id twice or one
+                that is not in 1 to 255.
         """
         self._check(prediction, truth, sequence, frame, frames, objects)
         if frame not in scored_frames(frames) or not objects:

@@ -121,7 +121,7 @@ def _check_objects(path: Path, prediction: np.ndarray, objects: list[int]) -> se
 
 
 def _check_none_missing(missing: set[int], predictions: Path, unscored: list[Path], binary: bool) -> None:
-    """Raises where objects are in no prediction at all: a method that lost one would still show it where given.
+    """Raises where objects are in no prediction at all: one that was lost would still be where it is given.
 
     Args:
         missing: the objects that no prediction of a scored frame holds.

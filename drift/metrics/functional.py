@@ -126,7 +126,7 @@ def boundary_counts(
     truth: Bool[Tensor, "*batch height width"],
     tolerance: float = 0.008,
 ) -> Int[Tensor, "*batch 4"]:
-    """Boundary pixels: the prediction's that match, all the prediction's, the truth's that match, all the truth's.
+    """Boundary pixels: matched ones and all of the prediction, then matched ones and all of the truth.
 
     Arguments and errors as for `boundary_f`.
     """
@@ -166,7 +166,7 @@ def decay(values: Float[Tensor, "*batch frames"]) -> Float[Tensor, "*batch"]:
 
 
 def statistics(values: Float[Tensor, " frames"]) -> Statistics:
-    """Mean, recall and decay of one object's values in the order of frames; NaNs are left out of the means."""
+    """Mean, recall and decay of one object's values by frame; NaNs are left out of the means."""
     return Statistics(mean=values.nanmean().item(), recall=recall(values).item(), decay=decay(values).item())
 
 
@@ -221,7 +221,7 @@ def _dilate(mask: Tensor, radius: float) -> Tensor:
     run, half_width = mask, 0
     for y in range(reach, -1, -1):  # the disk's rows from its narrow ends to its middle
         while half_width < half_widths[y]:
-            # What is shifted out of the frame is lost; a longer step would count on it to fill the gap between.
+            # What is shifted out of the frame is lost; a longer step would need it to fill the gap.
             step = min(half_width + 1, half_widths[y] - half_width)
             run, half_width = _spread(run, step), half_width + step
         if y == 0:

@@ -68,6 +68,7 @@ class AutoencoderTraining(L.LightningModule):
         self.vae = build_autoencoder()
 
     def training_step(self, batch: tuple[Tensor, list[str]], batch_index: int) -> Tensor:
+        """The loss on one batch."""
         images, _ = batch
         posterior = self.vae.encode(images).latent_dist
         decoded = self.vae.decode(posterior.sample()).sample.float()
@@ -79,5 +80,6 @@ class AutoencoderTraining(L.LightningModule):
         return colours + self.hparams["edge_weight"] * edges + self.hparams["kl_weight"] * kl
 
     def configure_optimizers(self) -> dict:
+        """AdamW with warm-up and decay."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.01)
         return warmup_cosine(optimizer, max_steps=self.hparams["max_steps"])

@@ -88,6 +88,7 @@ class DiffusionTraining(L.LightningModule):
         return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
     def training_step(self, batch: tuple[Tensor, list[str]], batch_index: int) -> Tensor:
+        """The mean squared error of the predicted velocity, at timesteps drawn uniformly."""
         images, captions = batch
         with torch.no_grad():
             latents = self.vae.encode(images).latent_dist.sample().float() * self.vae.config["scaling_factor"]
@@ -102,6 +103,7 @@ class DiffusionTraining(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict:
+        """AdamW with warm-up and decay, for all but the autoencoder."""
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.hparams["learning_rate"], weight_decay=0.01)
         return warmup_cosine(optimizer, max_steps=self.hparams["max_steps"])

@@ -97,7 +97,7 @@ def find_cutouts(root: Path, *, max_side: int = 320, held_out: bool = False) -> 
         if (path.stem in HELD_OUT) is not held_out or any(word in str(path) for word in _DRAWN):
             continue
         picture = _open(path, "RGBA")
-        box = picture and picture.getchannel("A").getbbox()
+        box = picture.getchannel("A").getbbox() if picture else None
         if picture is None or box is None:
             continue
         picture = picture.crop(box)

@@ -34,7 +34,7 @@ def _similarity(
 ) -> np.ndarray:
     """The 2 x 3 map of a `(height, width)` picture's centre to `centre` (x, y), turned and scaled."""
     height, width = source
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, scale)
+    turn = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), degrees, scale), dtype=np.float64)
     turn[:, 2] += np.asarray(centre) - (width / 2, height / 2)
     if mirrored:
         turn = turn @ np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
@@ -98,7 +98,7 @@ def _paste(
     alpha = layer[..., 3:]
     colour = _relight(layer[..., :3] / np.maximum(alpha, 1e-3), random, 0.8)
     if random.random() < 0.3:
-        shift = np.float32([[1, 0, random.uniform(-6, 6)], [0, 1, random.uniform(2, 8)]])
+        shift = np.array([[1, 0, random.uniform(-6, 6)], [0, 1, random.uniform(2, 8)]], dtype=np.float32)
         shadow = cv2.warpAffine(cv2.GaussianBlur(alpha, (0, 0), 4), shift, (side, side))
         canvas = canvas * (1 - 0.5 * shadow[..., None] * (1 - alpha))
     return canvas * (1 - alpha) + colour * alpha

@@ -198,7 +198,7 @@ class Tracker:
         )
 
     def _remember(self, keys: Sequence[Tensor], labels: Tensor, *, given: bool) -> None:
-        on_grids = tuple(pooled(labels, tuple(k.shape[1:3])).permute(1, 2, 0).contiguous() for k in keys)
+        on_grids = tuple(pooled(labels, (k.shape[1], k.shape[2])).permute(1, 2, 0).contiguous() for k in keys)
         contiguous = tuple(k.contiguous() for k in keys)
         self.memory.add(RememberedFrame(self._next_index, contiguous, on_grids), given=given)
         self._next_index += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
@@ -33,22 +33,19 @@ def wandb_logger(
         The logger; None, with a warning, where W&B cannot start.
     """
     choice("mode", mode, ("auto", "online", "offline"))
-    import wandb
-
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     try:
-        logger = WandbLogger(
-            project=project,
-            name=name,
-            save_dir=save_dir,
-            settings=wandb.Settings(mode=mode, silent=True, console="off"),
-        )
-        logger.experiment  # noqa: B018 - starts the run: here a failure can still be told
+        import wandb  # here: it takes seconds to import, and not every run has a dashboard
+
+        if mode == "auto":
+            logged_in = wandb.login(prompt=False, verify=False)
+            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        settings = wandb.Settings(mode=mode, silent=True, console="off")  # type: ignore[arg-type]
+        logger = WandbLogger(project=project, name=name, save_dir=save_dir, settings=settings)
+        logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
     except Exception as error:  # a dashboard never stops a run
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"W&B did not start ({reason}); the run goes on without it", stacklevel=2)
+        print(f"warning: W&B did not start ({reason}); the run goes on without it", file=sys.stderr)
         return None
     return logger

@@ -9,6 +9,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -47,7 +48,8 @@ class ProgressBars:
             transient=True,
             disable=not enabled,
         )
-        self._clips = self._frames = None
+        self._clips: TaskID | None = None
+        self._frames: TaskID | None = None
 
     def start(self, clips: int) -> None:
         """Draws the bar of `clips` clips."""

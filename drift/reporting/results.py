@@ -23,6 +23,10 @@ STAGES = ("decode", "encode", "unet", "kernel", "write", "score")
 """Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
 
 
+_COLUMNS = ("sequence", "object", "frames", "J", "F", "J&F")
+_COLUMNS += ("J_recall", "J_decay", "F_recall", "F_decay", "seconds_per_frame")
+
+
 @dataclass(frozen=True)
 class ClipResult:
     """What a run says of one clip, its scores apart.
@@ -83,9 +87,7 @@ def write_results(
     partial = folder / ".results.csv.partial"
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["sequence", "object", "frames", "J", "F", "J&F", "J_recall", "J_decay", "F_recall", "F_decay", "seconds_per_frame"]
-        )
+        writer.writerow(_COLUMNS)
         for clip in clips:
             writer.writerows(_rows(clip, by_name.get(clip.name)))
     os.replace(partial, folder / "results.csv")

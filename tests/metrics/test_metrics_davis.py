@@ -283,7 +283,7 @@ class TestMerging:
 
 
 def run_process(rank: int, meeting: str, results: str) -> None:
-    """One of two processes. They share the first score's frames; the second score gets all of them from one."""
+    """One of two processes. They share the first score's frames; all of the second's are with one."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     shared, lonely = DavisScore(["bear", "cow", "eel"]), DavisScore(["bear", "cow", "eel"])

@@ -40,7 +40,7 @@ def write_sequence(folder: Path, masks: list[np.ndarray]) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Predictions and annotations of `cow` (one object, right) and `eel` (two; the second is shifted by one)."""
+    """Predictions and annotations of `cow` (one object, right) and `eel` (two, the second shifted by one)."""
     predictions, annotations = tmp_path / "predictions", tmp_path / "annotations"
     write_sequence(annotations / "cow", [picture(1)] * 5)
     write_sequence(predictions / "cow", [picture(1)] * 5)

@@ -38,7 +38,7 @@ TOLERANCES = (0.0, 0.008, 0.1, 0.3, 0.99, 1.0, 2.5, 3.0, 40.0)
 
 
 def naive_boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixel by pixel: differs at its right, lower or lower-right neighbour, at the frame's end only at one."""
+    """Pixel by pixel: differs at its right, lower or lower-right neighbour, at the frame's end at one."""
     height, width = mask.shape
     boundary = np.zeros_like(mask)
     for y in range(height):
@@ -169,7 +169,7 @@ class TestBoundaryF:
         "edge", [np.s_[:6, 0], np.s_[-6:, 0], np.s_[0, :6], np.s_[:6, -2:], np.s_[-2:, -6:]]
     )
     def test_reach_is_the_whole_disk_at_every_radius(self, edge: tuple) -> None:
-        """From a line at the frame's edge to boundaries everywhere: a hole in the disk would leave one out."""
+        """From a line at the frame's edge to boundaries everywhere: a hole in the disk would miss one."""
         prediction, truth = np.random.default_rng(0).random((31, 44)) < 0.5, np.zeros((31, 44), dtype=bool)
         truth[edge] = True
         ours, theirs = np.argwhere(naive_boundary(prediction)), np.argwhere(naive_boundary(truth))

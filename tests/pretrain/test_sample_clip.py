@@ -13,8 +13,10 @@ from PIL import Image
 
 import drift
 from drift.image_files import read_frame, read_mask
+from drift.pretrain.meadow import ACTORS, SIZE
 from drift.pretrain.pictures import HELD_OUT
-from drift.pretrain.sample_clip import ACTORS, SEQUENCE, SIZE, main, render
+from drift.pretrain.rendering import render
+from drift.pretrain.sample_clip import SEQUENCE, main
 
 SAMPLE = Path(drift.__file__).parent / "assets" / "sample"
 STAMPS = "tuxpaint-stamps-default/usr/share/tuxpaint/stamps/animals"

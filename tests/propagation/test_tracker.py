@@ -182,7 +182,15 @@ def test_frames_of_another_size_are_refused():
 
 @pytest.mark.parametrize(
     "option",
-    [{"affinity": "x"}, {"heads": "x"}, {"temperature": -1}, {"top_k": 0}, {"radius": -1}, {"memory_frames": -1}, {"min_confidence": "x"}],
+    [
+        {"affinity": "x"},
+        {"heads": "x"},
+        {"temperature": -1},
+        {"top_k": 0},
+        {"radius": -1},
+        {"memory_frames": -1},
+        {"min_confidence": "x"},
+    ],
 )
 def test_options_out_of_range_are_named(option):
     with pytest.raises(OptionError, match=next(iter(option))):

@@ -1,0 +1,63 @@
+"""What the benchmarks share: time and peak memory of a call, the table and the JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["arguments", "paired_seconds", "peak_process_bytes", "report"]
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the figures into this file")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of each; the median counts")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    return parser
+
+
+def paired_seconds(calls: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, float]:
+    """Median seconds of each call, taken in turn, A B A B, after one warm-up of each."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_process_bytes(module: str, *words: str) -> int:
+    """Peak resident memory of `python -m module words`, as the operating system counts it."""
+    code = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, module, *words], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.rsplit("peak ", 1)[1])
+
+
+def report(title: str, figures: Mapping[str, float | int | str], path: Path | None) -> None:
+    """Prints the figures as a table and writes them as one flat JSON object."""
+    table = Table(title=title, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if path is not None:
+        path.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")

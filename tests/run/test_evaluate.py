@@ -1,0 +1,310 @@
+"""The whole run, from the command line's words to the files, on small clips and a small random model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from examples import moving_square, write_davis
+from PIL import Image
+
+import evaluate
+from drift.clip import Clip
+from drift.command_line import run
+from drift.image_files import DAVIS_PALETTE, read_mask
+from drift.metrics.folders import score_folders
+
+CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 5), ("bee", 4))}
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs `evaluate.py` with the small checkpoint; gives the exit status and what was printed."""
+
+    def call(*overrides: str, data: str = "davis", flags: Sequence[str] = ()) -> tuple[int, str, str]:
+        words = [
+            *flags,
+            f"data={data}",
+            f"backbone.checkpoint={checkpoint}",
+            "backbone.layers=[up_blocks.2.attentions.0]",
+            "logger=none",
+            f"output.dir={tmp_path / 'out'}",
+            *overrides,
+        ]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_davis(tmp_path / "data", CLIPS)
+
+
+def frame_path(root: Path, clip: str, name: str) -> Path:
+    return root / "JPEGImages" / "480p" / clip / f"{name}.jpg"
+
+
+def mask_path(root: Path, clip: str, name: str) -> Path:
+    return root / "Annotations" / "480p" / clip / f"{name}.png"
+
+
+def test_a_run_leaves_all_its_files(command, root, tmp_path):
+    status, printed, errors = command(f"data.root={root}", "seed=3")
+    out = tmp_path / "out"
+    assert (status, errors) == (0, "")
+    for name, clip in CLIPS.items():
+        for frame in clip.frame_names:
+            image = Image.open(out / "masks" / name / f"{frame}.png")
+            assert image.mode == "P"
+            assert image.getpalette("RGB")[:30] == DAVIS_PALETTE[:10].ravel().tolist()
+        assert np.array_equal(read_mask(out / "masks" / name / "00000.png"), clip.truth[0])
+        with av.open(str(out / "overlays" / f"{name}.mp4")) as video:
+            frames = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
+        assert [f.shape for f in frames] == [(48, 64, 3)] * len(clip)
+        assert Image.open(out / "attention" / f"{name}.png").width > 500
+        assert f"{name}" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["sequences"]) == set(CLIPS)
+    assert set(results["sequences"]["ant"]) == {"J", "F", "J&F", "frames", "seconds_per_frame"}
+    assert results["config"]["seed"] == results["seed"] == 3
+    assert results["versions"]["torch"]
+    assert set(results["seconds_per_frame_by_stage"]) == {
+        "decode",
+        "encode",
+        "unet",
+        "kernel",
+        "write",
+        "score",
+    }
+    assert all(seconds > 0 for seconds in results["seconds_per_frame_by_stage"].values())
+    assert "seed: 3" in (out / "config.yaml").read_text()
+    assert "J&F" in printed
+
+
+def test_the_scores_are_those_of_the_written_masks(command, root, tmp_path):
+    command(f"data.root={root}")
+    out = tmp_path / "out"
+    scores = score_folders(out / "masks", root / "Annotations" / "480p", list(CLIPS))
+    results = json.loads((out / "results.json").read_text())
+    assert results["J"] == pytest.approx(scores.jaccard.mean, abs=1e-9)
+    assert results["F"] == pytest.approx(scores.boundary.mean, abs=1e-9)
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sequence"], row["object"]) for row in rows] == [("ant", "1"), ("bee", "1")]
+    for row, score in zip(rows, scores.objects, strict=True):
+        assert float(row["J"]) == pytest.approx(score.jaccard.mean, abs=1e-6)
+        assert float(row["F_decay"]) == pytest.approx(score.boundary.decay, abs=1e-6)
+
+
+def test_the_order_of_clips_and_a_second_run_change_nothing(command, root, tmp_path):
+    command(f"data.root={root}")
+    first = {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "out" / "masks").rglob("*.png")}
+    status, *_ = command(f"data.root={root}", "data.sequences=[bee,ant]")
+    assert status == 0
+    assert first == {
+        p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "out" / "masks").rglob("*.png")
+    }
+
+
+@pytest.mark.parametrize("size", [(47, 61), (64, 45), (33, 80)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_odd_sizes_portrait_grey_and_alpha_work(command, tmp_path, size, mode):
+    root = write_davis(tmp_path / "data", {"ant": moving_square(3, size=size, name="ant")}, suffix=".png")
+    for path in (root / "JPEGImages").rglob("*.png"):
+        Image.open(path).convert(mode).save(path)
+    status, _, errors = command(f"data.root={root}")
+    assert (status, errors) == (0, "")
+    assert read_mask(tmp_path / "out" / "masks" / "ant" / "00002.png").shape == size
+
+
+def test_a_clip_of_one_frame_works_and_says_it_has_nothing_to_score(command, tmp_path):
+    root = write_davis(tmp_path / "data", {"ant": moving_square(1, name="ant")})
+    status, printed, errors = command(f"data.root={root}")
+    assert (status, errors) == (0, "")
+    assert "nothing to score" in printed
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["J&F"] is None
+
+
+def test_several_objects_are_scored_each(command, tmp_path):
+    clip = moving_square(4, name="ant")
+    truth = {}
+    for t, mask in clip.truth.items():
+        truth[t] = mask.copy()
+        truth[t][36:46, 40:60] = 4
+    both = Clip("ant", clip.frames, clip.frame_names, {0: truth[0]}, truth)
+    root = write_davis(tmp_path / "data", {"ant": both})
+    assert command(f"data.root={root}")[0] == 0
+    with (tmp_path / "out" / "results.csv").open() as file:
+        assert [row["object"] for row in csv.DictReader(file)] == ["1", "4"]
+
+
+class TestBadInput:
+    """Each ends in one line that names the file or key, with what was written before still there."""
+
+    def refuse(self, result: tuple[int, str, str], *parts: str) -> None:
+        status, _, errors = result
+        assert status == 2
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1, errors
+        for part in parts:
+            assert part in errors
+
+    def test_a_mask_of_another_size(self, command, root):
+        Image.new("P", (30, 30), 1).save(mask_path(root, "ant", "00000"))
+        self.refuse(command(f"data.root={root}"), "ant/00000.png", "30 x 30", "64 x 48")
+
+    def test_a_true_mask_of_another_size(self, command, root):
+        Image.new("P", (30, 30), 1).save(mask_path(root, "ant", "00003"))
+        self.refuse(command(f"data.root={root}"), "ant/00003.png", "30 x 30")
+
+    def test_an_rgb_mask(self, command, root):
+        Image.new("RGB", (64, 48), (128, 0, 0)).save(mask_path(root, "ant", "00000"))
+        self.refuse(command(f"data.root={root}"), "ant/00000.png", "colour image")
+
+    def test_too_many_ids(self, command, root):
+        ids = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64)
+        Image.fromarray(ids).save(mask_path(root, "ant", "00000"))
+        self.refuse(command(f"data.root={root}"), "ant/00000.png", "255")
+
+    def test_an_empty_first_mask(self, command, root):
+        Image.new("P", (64, 48), 0).save(mask_path(root, "ant", "00000"))
+        self.refuse(command(f"data.root={root}"), "ant", "00000", "no object")
+
+    def test_no_first_mask(self, command, root):
+        mask_path(root, "bee", "00000").unlink()
+        self.refuse(command(f"data.root={root}"), "bee/00000.png", "first frame needs a mask")
+
+    def test_a_truncated_frame_loses_nothing_written(self, command, root, tmp_path):
+        path = frame_path(root, "bee", "00002")
+        path.write_bytes(path.read_bytes()[:400])
+        self.refuse(command(f"data.root={root}"), "bee/00002.jpg", "cannot be read")
+        out = tmp_path / "out"
+        results = json.loads((out / "results.json").read_text())
+        assert list(results["sequences"]) == ["ant"]
+        assert results["J&F"] is not None
+        assert sorted(p.stem for p in (out / "masks" / "bee").iterdir()) == ["00000", "00001"]
+        with av.open(str(out / "overlays" / "bee.mp4")) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 2
+
+    def test_frames_that_change_size(self, command, root):
+        Image.new("RGB", (32, 32)).save(frame_path(root, "ant", "00002"))
+        self.refuse(command(f"data.root={root}"), "ant", "00002", "one size")
+
+    def test_a_root_without_the_layout(self, command, tmp_path):
+        self.refuse(command(f"data.root={tmp_path}"), "ImageSets", "no such list")
+
+    def test_a_missing_root(self, command):
+        self.refuse(command(), "data.root=null", "data.root=FOLDER")
+        self.refuse(command("data.root=/no/such"), "data.root=/no/such", "a folder that exists")
+
+    def test_a_missing_checkpoint(self, command, root):
+        self.refuse(
+            command(f"data.root={root}", "backbone.checkpoint=/no/such"), "/no/such", "no such folder"
+        )
+
+    def test_an_output_folder_that_cannot_be_written(self, command, root, tmp_path):
+        (tmp_path / "file").write_text("")
+        self.refuse(
+            command(f"data.root={root}", f"output.dir={tmp_path / 'file' / 'out'}"), "output.dir", "file"
+        )
+
+    @pytest.mark.parametrize(
+        ("override", "parts"),
+        [
+            ("propagation.topk=3", ["propagation.topk", "did you mean propagation.top_k"]),
+            ("propagate.top_k=3", ["propagate.top_k", "propagation"]),
+            ("propagation.top_k=many", ["propagation.top_k=many", "a whole number"]),
+            ("propagation.radius=-1", ["propagation.radius=-1", "0 or more"]),
+            ("propagation.affinity=x", ["propagation.affinity=x", "attention, cosine"]),
+            ("backbone.timestep=1000", ["backbone.timestep=1000", "0 to 999"]),
+            ("backbone.layers=[x]", ["backbone.layers=", "up_blocks.2.attentions.0"]),
+            ("backbone=sd99", ["backbone=sd99", "sd21", "tiny"]),
+            ("data=nowhere", ["data=nowhere", "davis2016"]),
+            ("data.sequences=[cow]", ["data.sequences=cow", "ant, bee"]),
+            ("data.sequences=[cow", ["data.sequences=[cow"]),
+            ("trainer.accelerator=abacus", ["trainer.accelerator=abacus"]),
+            ("trainer.devices=none", ["trainer.devices=none"]),
+            ("trainer.precision=7", ["trainer.precision=7"]),
+            ("refinement=magic", ["refinement=magic", "none"]),
+        ],
+    )
+    def test_a_wrong_option_is_named_with_what_is_allowed(self, command, root, override, parts):
+        self.refuse(command(f"data.root={root}", override), *parts)
+
+
+def test_help_lists_groups_and_main_options():
+    script = Path(evaluate.__file__)
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    for words in (
+        "backbone: sd15, sd21, sd21_base, tiny",
+        "data: davis, davis2016, sample",
+        "propagation.top_k",
+        "-m",
+    ):
+        assert words in done.stdout
+
+
+def test_a_sweep_runs_each_setting_into_its_own_folder(command, root, tmp_path):
+    status, *_ = command("propagation.top_k=3,5", f"data.root={root}", "data.sequences=[bee]", flags=["-m"])
+    assert status == 0
+    for number, top_k in enumerate((3, 5)):
+        results = json.loads((tmp_path / "out" / str(number) / "results.json").read_text())
+        assert results["config"]["propagation"]["top_k"] == top_k
+
+
+def test_without_an_account_wandb_runs_offline_and_asks_nothing(command, root, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
+    status, printed, _ = command(f"data.root={root}", "logger=wandb")
+    assert status == 0
+    assert "J&F" in printed
+    (run_folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
+    media = [path for path in run_folder.rglob("*") if path.suffix in {".png", ".mp4"}]
+    assert sum(path.suffix == ".mp4" for path in media) == len(CLIPS)
+    assert sum(path.suffix == ".png" for path in media) == len(CLIPS)
+    logged = b"".join(path.read_bytes() for path in run_folder.glob("*.wandb"))
+    assert b"ant/J&F" in logged
+    assert b"bee/seconds_per_frame" in logged
+
+
+def test_a_csv_log_holds_the_scores(command, root, tmp_path):
+    assert command(f"data.root={root}", "logger=csv")[0] == 0
+    (log,) = (tmp_path / "out" / "log").rglob("metrics.csv")
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    logged = [float(row["J&F"]) for row in rows if row.get("J&F")]
+    assert logged == [pytest.approx(results["J&F"])]
+
+
+def test_processes_share_the_clips_and_merge_their_results(checkpoint, root, tmp_path):
+    script = Path(evaluate.__file__)
+    words = ["data=davis", f"data.root={root}", f"backbone.checkpoint={checkpoint}", "logger=none"]
+    words += ["backbone.layers=[up_blocks.2.attentions.0]", "output.attention=false"]
+    scores = []
+    for trainer in (["trainer=cpu"], ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]):
+        out = tmp_path / f"out-{len(scores)}"
+        done = subprocess.run(
+            [sys.executable, script, *words, *trainer, f"output.dir={out}"],
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+        with (out / "results.csv").open() as file:
+            scores.append([(row["sequence"], row["J"], row["F"]) for row in csv.DictReader(file)])
+    assert scores[0] == scores[1]
