@@ -74,7 +74,7 @@ def _train_autoencoder(
         seed=options.seed,
     )
     scenes = SceneDataset(*pictures, side=128, length=64, seed=options.seed + 1)
-    images = torch.stack([image for image, _ in scenes])
+    images = torch.stack([scenes[index][0] for index in range(len(scenes))])
     module.vae.register_to_config(scaling_factor=_unit_scale(module.vae, images))
     module.vae.save_pretrained(final)
     return module.vae

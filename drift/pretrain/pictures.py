@@ -94,7 +94,9 @@ def find_cutouts(root: Path, *, max_side: int = 320, held_out: bool = False) -> 
     """
     cutouts = []
     for path in _files(root, ["tuxpaint-stamps-default"]):
-        if (path.stem in HELD_OUT) is not held_out or any(word in str(path) for word in _DRAWN):
+        if (path.stem in HELD_OUT) is not held_out or any(
+            word in str(path.relative_to(root)) for word in _DRAWN
+        ):
             continue
         picture = _open(path, "RGBA")
         box = picture.getchannel("A").getbbox() if picture else None

@@ -1,0 +1,71 @@
+"""Every choice of every configuration group is composed and built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from examples import moving_square, write_davis
+from hydra import compose, initialize_config_dir
+
+import evaluate
+from drift.command_line import build
+from drift.errors import DriftError
+from drift.propagation import Tracker
+
+CHOICES = [
+    (path.parent.name, path.stem)
+    for path in sorted(evaluate.CONFIGS.glob("*/*.yaml"))
+    if path.parent.name not in ("hydra", "experiment")
+]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+        return compose("evaluate", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_is_composed_and_built(group, name, checkpoint, tmp_path):
+    root = write_davis(tmp_path, {"ant": moving_square(2, name="ant")}, binary=name == "davis2016")
+    config = composed(f"{group}={name}", f"output.dir={tmp_path}", "backbone.checkpoint=" + str(checkpoint))
+    if group in ("adaptation", "refinement"):
+        assert config[group].name == name
+    elif group == "backbone":
+        if name == "tiny":
+            config.backbone.layers = ["up_blocks.2.attentions.0"]  # the embedded model's are not this one's
+        assert build(config, group).layers == tuple(config.backbone.layers)
+    elif group == "data":
+        if name != "sample":
+            config.data.root = str(root)
+        data = build(config, group)
+        data.setup()
+        assert data.sequences
+    elif group == "propagation":
+        backbone = build(composed(f"backbone.checkpoint={checkpoint}", "backbone=sd21"), "backbone")
+        assert isinstance(build(config, group)(backbone), Tracker)
+    elif group == "trainer":
+        if name == "gpu" and not torch.cuda.is_available():
+            with pytest.raises(DriftError, match=r"trainer.accelerator=gpu"):
+                build(config, group)
+        else:
+            assert build(config, group).num_devices >= 1
+    elif group == "logger" and name != "wandb":  # a W&B run is made in tests/run
+        build(config, group)
+
+
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted((evaluate.CONFIGS / "experiment").glob("*.yaml"))]
+)
+def test_every_experiment_is_composed(name):
+    assert composed(f"experiment={name}").data
+
+
+def test_the_packages_that_are_installed_are_all_there():
+    text = (Path(evaluate.__file__).parent / "pyproject.toml").read_text()
+    root = Path(evaluate.__file__).parent
+    for folder in ("drift", "datamodules"):
+        for init in (root / folder).rglob("__init__.py"):
+            package = ".".join(init.parent.relative_to(root).parts)
+            assert f'"{package}"' in text
