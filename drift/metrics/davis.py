@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,17 +62,13 @@ class ObjectScore:
         return (self.jaccard.mean + self.boundary.mean) / 2
 
 
-@dataclass(frozen=True)
-class SequenceScore:
-    """One sequence's scores: its objects', each counting the same.
+class _MeanOverObjects:
+    """The means over objects' scores, each object counting the same; NaN over none."""
 
-    Attributes:
-        sequence: the sequence's name.
-        objects: its objects, by id; at least one.
-    """
+    __slots__ = ()
 
-    sequence: str
-    objects: tuple[ObjectScore, ...]
+    if TYPE_CHECKING:
+        objects: tuple[ObjectScore, ...]
 
     @property
     def jaccard(self) -> Statistics:
@@ -90,7 +86,20 @@ class SequenceScore:
         return (self.jaccard.mean + self.boundary.mean) / 2
 
 
-class DavisScores:
+@dataclass(frozen=True)
+class SequenceScore(_MeanOverObjects):
+    """One sequence's scores: its objects', each counting the same.
+
+    Attributes:
+        sequence: the sequence's name.
+        objects: its objects, by id; at least one.
+    """
+
+    sequence: str
+    objects: tuple[ObjectScore, ...]
+
+
+class DavisScores(_MeanOverObjects):
     """A data set's scores: the means over all objects of all sequences, as DAVIS takes them.
 
     They are NaN only where nothing at all was scored. Immutable, but no dataclass: torchmetrics takes
@@ -121,21 +130,6 @@ class DavisScores:
     def objects(self) -> tuple[ObjectScore, ...]:
         """The objects of all sequences, one after the other."""
         return tuple(score for sequence in self._sequences for score in sequence.objects)
-
-    @property
-    def jaccard(self) -> Statistics:
-        """The means, over all objects, of J's mean, recall and decay."""
-        return _mean([score.jaccard for score in self.objects])
-
-    @property
-    def boundary(self) -> Statistics:
-        """The means, over all objects, of F's mean, recall and decay."""
-        return _mean([score.boundary for score in self.objects])
-
-    @property
-    def j_and_f(self) -> float:
-        """The mean of J's and F's means."""
-        return (self.jaccard.mean + self.boundary.mean) / 2
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DavisScores):

@@ -114,6 +114,7 @@ def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
     for block in module.unet.modules():
         if isinstance(block, BasicTransformerBlock):  # safetensors refuses weights that share memory
             block.attn1.to_k.weight = torch.nn.Parameter(block.attn1.to_q.weight.detach().clone())
+    module.vae.register_to_config(_name_or_path="")  # no path of the machine that trained it
     StableDiffusionPipeline(
         vae=module.vae,
         text_encoder=module.text_encoder,

@@ -80,7 +80,8 @@ def attention_map(
     For looking at: neither radius nor top-k hide anything. Arguments as for `propagate`.
     """
     stacked = torch.stack(list(keys), dim=1)
-    logits = torch.einsum("hd,hfyxd->hfyx", query / temperature, stacked)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = torch.einsum("hd,hfyxd->hfyx", query / temperature, stacked)
     return logits.flatten(1).softmax(-1).mean(0).unflatten(0, stacked.shape[1:4])
 
 

@@ -46,17 +46,15 @@ def random_ids(generator: np.random.Generator, objects: list[int]) -> Tensor:
 
 
 def make_updates(seed: int = 0) -> list[Update]:
-    """One update per frame of three sequences, of random masks."""
+    """One update per frame of three sequences: random masks, and predictions a little beside them."""
     generator = np.random.default_rng(seed)
-    return [
-        (
-            random_ids(generator, objects),
-            random_ids(generator, objects),
-            {"sequence": name, "frame": frame, "frames": FRAMES[name], "objects": objects},
-        )
-        for name, objects in OBJECTS.items()
-        for frame in range(FRAMES[name])
-    ]
+    updates = []
+    for name, objects in OBJECTS.items():
+        for frame in range(FRAMES[name]):
+            truth = random_ids(generator, objects)
+            prediction = truth.roll(tuple(generator.integers(-2, 3, 2).tolist()), dims=(0, 1))
+            updates.append((prediction, truth, place(frame, FRAMES[name], objects, name)))
+    return updates
 
 
 def scores_of(updates: list[Update], sequences: tuple[str, ...] = ("bear", "cow", "eel")) -> DavisScores:
@@ -94,6 +92,7 @@ class TestScores:
     def test_every_object_counts_the_same(self) -> None:
         scores = scores_of(make_updates())
         assert len(scores.objects) == 6
+        assert 0 < scores.jaccard.recall < 1
         for measure in ("jaccard", "boundary"):
             for statistic in ("mean", "recall", "decay"):
                 values = [getattr(getattr(score, measure), statistic) for score in scores.objects]

@@ -189,6 +189,10 @@ FAULTS = {
         empty("predictions/eel"),
         r"predictions/eel: none .* object 2 of .*annotations/eel/00000\.png",
     ),
+    "missing object and first frame": (
+        lambda root: (empty("predictions/eel")(root), remove("predictions/eel/00000.png")(root)),
+        r"predictions/eel: none .* object 2 of .*annotations/eel/00000\.png",
+    ),
     "unknown object": (
         replace("predictions/eel/00002.png", picture(1, 2, 3)),
         r"predictions/eel/00002\.png: holds object 3, but annotated is only 1, 2",
@@ -329,6 +333,14 @@ class TestCommand:
             main(arguments)
         assert stop.value.code == 2
         assert "usage: python -m drift.metrics" in capsys.readouterr().err
+
+    def test_where_to_write_is_checked_before_scoring(
+        self, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (folders[0] / "cow" / "00001.png").unlink()
+        target = tmp_path / "nowhere" / "scores.csv"
+        assert main([*map(str, folders), "--csv", str(target)]) == 2
+        assert capsys.readouterr().err == f"error: {target}: no such folder to write to\n"
 
     def test_help_names_everything(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:

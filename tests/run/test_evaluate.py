@@ -117,6 +117,12 @@ def test_the_order_of_clips_and_a_second_run_change_nothing(command, root, tmp_p
     }
 
 
+def test_half_precision_runs_and_draws(command, root, tmp_path):
+    status, _, errors = command(f"data.root={root}", "trainer.precision=bf16-mixed")
+    assert (status, errors) == (0, "")
+    assert (tmp_path / "out" / "attention" / "bee.png").is_file()
+
+
 @pytest.mark.parametrize("size", [(47, 61), (64, 45), (33, 80)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_odd_sizes_portrait_grey_and_alpha_work(command, tmp_path, size, mode):
