@@ -83,8 +83,8 @@ def main() -> None:
     methods: dict[str, Callable[[], Method]] = {
         "copy": lambda: copy_first_mask,
         "flow": lambda: warp_by_flow,
-        "random": lambda: propagation(random_weights=True),
         "trained": lambda: propagation(),
+        "random": lambda: propagation(random_weights=True),
     }
     names = options.rows or list(methods)
     figures: dict[str, float | int | str] = {"sequences": len(data.sequences)}
