@@ -40,13 +40,13 @@ def copy_first_mask(clip: Clip) -> Iterator[np.ndarray]:
 def warp_by_flow(clip: Clip) -> Iterator[np.ndarray]:
     """The mask carried from frame to frame along dense optical flow."""
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    soft = clip.given[0].astype(np.float32)
+    soft: np.ndarray = clip.given[0].astype(np.float32)
     before = cv2.cvtColor(clip.frames[0], cv2.COLOR_RGB2GRAY)
     rows, columns = np.mgrid[: before.shape[0], : before.shape[1]].astype(np.float32)
     yield clip.given[0]
     for index in range(1, len(clip)):
         now = cv2.cvtColor(clip.frames[index], cv2.COLOR_RGB2GRAY)
-        back = flow.calc(now, before, None)  # where each pixel of this frame was in the one before
+        back = flow.calc(now, before, None)  # type: ignore[call-overload]  # where each pixel of this frame was in the one before
         soft = cv2.remap(soft, columns + back[..., 0], rows + back[..., 1], cv2.INTER_LINEAR)
         before = now
         yield (soft > 0.5).astype(np.uint8)

@@ -40,7 +40,7 @@ class ResultsWriter(BasePredictionWriter):
         """Draws the bar of clips."""
         assert isinstance(pl_module, TrackingModule)
         if pl_module.progress:
-            pl_module.progress.start(sum(trainer.num_predict_batches))
+            pl_module.progress.start(int(sum(trainer.num_predict_batches)))
 
     def write_on_batch_end(
         self,

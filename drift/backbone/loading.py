@@ -124,7 +124,7 @@ def _load_scheduler(folder: Path) -> DDIMScheduler:
 
 def _load_weights(kind: type, folder: Path) -> Any:
     """A model in float32; a weight that is missing, left over or of another shape is an error."""
-    options = {"use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     if kind is CLIPTextModel:
         options["dtype"] = torch.float32
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,18 +67,19 @@ class _MeanOverObjects:
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        objects: tuple[ObjectScore, ...]
+    def _scores(self) -> tuple[ObjectScore, ...]:
+        """The objects' scores."""
+        return self.objects  # type: ignore[attr-defined]
 
     @property
     def jaccard(self) -> Statistics:
         """The means, over the objects, of J's mean, recall and decay."""
-        return _mean([score.jaccard for score in self.objects])
+        return _mean([score.jaccard for score in self._scores()])
 
     @property
     def boundary(self) -> Statistics:
         """The means, over the objects, of F's mean, recall and decay."""
-        return _mean([score.boundary for score in self.objects])
+        return _mean([score.boundary for score in self._scores()])
 
     @property
     def j_and_f(self) -> float:

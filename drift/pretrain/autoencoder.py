@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from diffusers import AutoencoderKL
@@ -79,7 +81,7 @@ class AutoencoderTraining(L.LightningModule):
         self.log_dict({"colours": colours, "psnr": psnr, "kl": kl}, prog_bar=True)
         return colours + self.hparams["edge_weight"] * edges + self.hparams["kl_weight"] * kl
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         """AdamW with warm-up and decay."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.01)
         return warmup_cosine(optimizer, max_steps=self.hparams["max_steps"])

@@ -61,7 +61,7 @@ def fit(
     trainer = L.Trainer(
         max_steps=max_steps,
         max_epochs=-1,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=1.0,
         callbacks=[checkpoint, EMAWeightAveraging(decay=ema_decay, update_starting_at_step=save_every)],
         logger=CSVLogger(folder, name="", version=""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -31,7 +32,7 @@ def build_tokenizer(captions: Iterable[str], *, vocabulary: int = 1200, length: 
     letters = " ".join(string.ascii_lowercase + string.digits + string.punctuation)
     trained.train_from_iterator([*captions, letters], trainer)  # the letters: any word can be spelled
     bpe = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) for merge in bpe["merges"]]
+    merges: Any = [tuple(merge) for merge in bpe["merges"]]  # typed as text, taken as pairs
     return CLIPTokenizer(vocab=bpe["vocab"], merges=merges, model_max_length=length)
 
 

@@ -109,7 +109,7 @@ class ClipOutput:
             if self._video is not None:
                 self._video.add(draw_overlay(segmented.frame, segmented.mask))
         with self.stopwatch.stage("score"):
-            truth = self.clip.true_mask(segmented.index, segmented.mask.shape)  # type: ignore[arg-type]
+            truth = self.clip.true_mask(segmented.index, segmented.mask.shape)
             if truth is not None:
                 self.score.update(
                     torch.from_numpy(segmented.mask),

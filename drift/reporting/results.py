@@ -23,8 +23,10 @@ STAGES = ("decode", "encode", "unet", "kernel", "write", "score")
 """Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
 
 
-_COLUMNS = ("sequence", "object", "frames", "J", "F", "J&F")
-_COLUMNS += ("J_recall", "J_decay", "F_recall", "F_decay", "seconds_per_frame")
+_COLUMNS = (
+    *("sequence", "object", "frames", "J", "F", "J&F"),
+    *("J_recall", "J_decay", "F_recall", "F_decay", "seconds_per_frame"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""The model that ships: small, whole, and better than standing still."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import drift
+import evaluate
+from datamodules.davis import Davis2016
+from datamodules.sample import Sample
+from drift.backbone.attention import self_attention_layers
+from drift.command_line import build
+from drift.metrics.functional import jaccard
+
+FOLDER = Path(drift.__file__).parent / "assets" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def backbone_and_trackers():
+    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+        config = compose("evaluate")
+    return build(config, "backbone"), build(config, "propagation")
+
+
+def mean_jaccards(clip, tracker, frames):
+    """Mean J over frames 1 to `frames - 1` and the clip's objects: tracked, and with the first mask copied."""
+    tracked, copied = [], []
+    for t in range(frames):
+        mask = tracker.step(clip.frames[t], clip.given.get(t)).mask()
+        for one in np.unique(clip.given[0])[1:] if t else ():
+            truth = torch.from_numpy(clip.truth[t] == one)
+            tracked.append(jaccard(mask == one, truth).item())
+            copied.append(jaccard(torch.from_numpy(clip.given[0] == one), truth).item())
+    return np.mean(tracked), np.mean(copied)
+
+
+def test_it_is_small_and_holds_no_path_of_the_machine_that_made_it():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30e6
+    for path in files:
+        if path.suffix == ".json":
+            assert "_name_or_path" not in path.read_text()
+
+
+def test_keys_are_tied_to_queries(backbone_and_trackers):
+    for _, block in self_attention_layers(backbone_and_trackers[0].unet).values():
+        assert torch.equal(block.attn1.to_k.weight, block.attn1.to_q.weight)
+
+
+def test_it_follows_the_sample_clip(backbone_and_trackers):
+    backbone, make_tracker = backbone_and_trackers
+    (clip,) = Sample().predict_dataloader()
+    tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
+    assert tracked > 0.8
+    assert tracked > copied + 0.2
+
+
+def test_it_follows_a_real_clip(backbone_and_trackers, davis_root):
+    backbone, make_tracker = backbone_and_trackers
+    (clip,) = Davis2016(davis_root, sequences=["dog"]).predict_dataloader()
+    tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
+    assert tracked > 0.75
+    assert tracked > copied + 0.2
