@@ -11,6 +11,7 @@ from rich.console import Console
 
 from drift.callbacks import Dashboard, ResultsWriter
 from drift.command_line import build, options_of, prepare_output, run
+from drift.errors import DriftError
 from drift.metrics.davis import DavisScores
 from drift.module import TrackingModule
 from drift.reporting.clip_output import OutputFolder
@@ -42,6 +43,10 @@ def evaluate(config: DictConfig) -> DavisScores:
     results = ResultsWriter(OmegaConf.to_container(config, resolve=True))
     logger = build(config, "logger")
     trainer = build(config, "trainer", logger=logger or False, callbacks=[results, Dashboard()])
+    if trainer.world_size > len(data.sequences):
+        raise DriftError(
+            f"trainer.devices={config.trainer.devices}: allowed is 1 to {len(data.sequences)}, one per clip"
+        )
     trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
         console.print(results_table(results.clips, results.scores))

@@ -77,7 +77,10 @@ def main() -> None:
         run(options.only, options.side)
         return
     peaks = [
-        peak_process_bytes("benchmarks.long_clip", "--only", str(frames), "--side", str(options.side))
+        peak_process_bytes(
+            "benchmarks.long_clip",
+            *("--only", str(frames), "--side", str(options.side), "--threads", str(options.threads)),
+        )
         for frames in options.frames
     ]
     figures: dict[str, float | int | str] = {}

@@ -41,8 +41,11 @@ class ClipDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if root is None:
             raise OptionError("root", "null", "the data set's folder: data.root=FOLDER")
-        if isinstance(sequences, str) or (sequences is not None and not sequences):
-            raise OptionError("sequences", sequences, "a list of names, [a,b], or null for the whole split")
+        is_list = sequences is None or (sequences and not isinstance(sequences, str))
+        if not is_list or (sequences and len(set(sequences)) < len(sequences)):
+            raise OptionError(
+                "sequences", sequences, "a list of names, [a,b], each once, or null for the whole split"
+            )
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise OptionError("root", root, "a folder that exists")

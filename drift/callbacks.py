@@ -20,7 +20,7 @@ __all__ = ["Dashboard", "ResultsWriter"]
 class ResultsWriter(BasePredictionWriter):
     """Writes the results after every clip, so that a run that ends early leaves those of all clips done.
 
-    With several processes, they are merged and written by the first one at the end.
+    With several processes, they are merged and written by the first one, and only at the end.
 
     Args:
         config: the resolved configuration, stored with the results.
@@ -112,6 +112,14 @@ class Dashboard(L.Callback):
                     logger.log_video(
                         f"{outputs.name}/overlay", [str(outputs.overlay)], step=batch_idx, format=["mp4"]
                     )
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Ends a W&B run that failed, so that the next run of a sweep has one of its own."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                logger.experiment.finish(exit_code=1)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the scores of the whole set."""

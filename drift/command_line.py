@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -29,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drift.errors import DriftError, InputError, OptionError
+from drift.options import choice, whole_number
 
 __all__ = ["build", "keep_freed_memory", "options_of", "prepare_output", "run"]
 
@@ -66,8 +68,13 @@ def prepare_output(config: DictConfig) -> Path:
     """Makes `output.dir` and saves the resolved configuration in it, as `config.yaml`.
 
     Raises:
+        OptionError: the seed or a switch of `output` is not allowed.
         InputError: the folder cannot be written.
     """
+    whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
+    with options_of("output"):
+        for name in ("overlays", "attention", "progress"):
+            choice(name, config.output[name], (True, False))
     folder = Path(config.output.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,14 +101,15 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     def main(config: DictConfig) -> Any:
         nonlocal status
+        # In a sweep each run has a folder of its own; and all processes of a run must have the same.
+        config.output.dir = HydraConfig.get().runtime.output_dir
         try:
             return task(config)
         except (DriftError, OmegaConfBaseException) as error:
             status = _fail(" ".join(str(error).splitlines()))
         except OSError as error:
-            if error.filename is None:
-                raise
-            status = _fail(f"{error.filename}: {error.strerror}")
+            where = error.filename or f"output.dir={config.output.dir}"
+            status = _fail(f"{where}: {error.strerror or error}")
 
     try:
         main()
@@ -111,7 +119,10 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         if error.filename is None:
             raise
         status = _fail(f"output.dir={error.filename}: cannot be written ({error.strerror})")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns an interrupt into an exit of its own.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         print("interrupted; what was written is whole", file=sys.stderr)
         return 130
     return status
@@ -156,8 +167,10 @@ def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
 
 def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
     GlobalHydra.instance().clear()
+    groups = {path.name for path in config_dir.iterdir() if path.is_dir()}
+    choices = [word for word in sys.argv[1:] if word.split("=")[0] in groups and "," not in word]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        node: Any = compose(config_name)
+        node: Any = compose(config_name, overrides=choices)
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
         if not isinstance(node, DictConfig) or parent not in node:

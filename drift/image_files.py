@@ -65,7 +65,7 @@ def read_mask(path: Path, *, binary: bool = False) -> np.ndarray:
         ids = np.array(image)
         if ids.max(initial=0) > 255:
             raise InputError(
-                f"{path}: holds object id {ids.max()}; at most 255 ids fit a mask, renumber them"
+                f"{path}: holds object id {ids.max()}; at most 255 ids fit a mask: renumber them"
             )
         mask = ids.astype(np.uint8)
     else:

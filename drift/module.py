@@ -64,14 +64,14 @@ class TrackingModule(L.LightningModule):
 
     def predict_step(self, clip: Clip, batch_idx: int = 0) -> ClipResult:
         """Tracks one clip. Its files are written while it runs, and whole when it returns."""
-        stopwatch = Stopwatch()
+        stopwatch, decoding = Stopwatch(self.backbone.device), Stopwatch()
         start = time.perf_counter()
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
         figure, point = None, (0, 0)
         with ClipOutput(clip, self.output, self.score) as written:
             tracker = self.make_tracker(self.backbone, stopwatch=stopwatch)
-            for index, frame, given in prefetched(_decoded(clip, stopwatch)):
+            for index, frame, given in prefetched(_decoded(clip, decoding)):
                 mask, objects = self._track(tracker, clip, index, frame, given)
                 written.add(index, frame, mask, objects)
                 if self.attention_figures and index <= len(clip) // 2:
@@ -85,7 +85,7 @@ class TrackingModule(L.LightningModule):
             name=clip.name,
             frames=len(clip),
             seconds=seconds,
-            stages={**stopwatch.seconds, **written.stopwatch.seconds},
+            stages={**decoding.seconds, **stopwatch.seconds, **written.stopwatch.seconds},
             overlay=self.output.overlay(clip) if self.output.overlays else None,
             attention=figure,
         )

@@ -40,7 +40,7 @@ def non_negative(name: str, value: object) -> None:
         raise OptionError(name, value, "a number, 0 or more")
 
 
-def choice(name: str, value: object, allowed: Collection[str]) -> None:
+def choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Raises OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise OptionError(name, value, ", ".join(allowed))
+        raise OptionError(name, value, ", ".join(str(one) for one in allowed))

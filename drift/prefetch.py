@@ -64,6 +64,7 @@ class BackgroundConsumer(Generic[Item]):
         self._consume = consume
         self._waiting: queue.Queue = queue.Queue(depth)
         self._error: BaseException | None = None
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="drift-writer", daemon=True)
         self._thread.start()
 
@@ -81,11 +82,11 @@ class BackgroundConsumer(Generic[Item]):
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not _END:
-            if self._error is None:
+            if not self._failed:
                 try:
                     self._consume(item)
                 except BaseException as error:
-                    self._error = error
+                    self._error, self._failed = error, True
 
     def _raise(self) -> None:
         if self._error is not None:

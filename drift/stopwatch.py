@@ -13,9 +13,15 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """Adds up the seconds of named stages. On an accelerator a stage ends when its work is done."""
+    """Adds up the seconds of named stages.
 
-    def __init__(self) -> None:
+    Args:
+        device: where the stages' work runs: on a GPU a stage ends when the GPU is done with it. None for
+            stages that run on the CPU, in a thread beside the model.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -25,6 +31,6 @@ class Stopwatch:
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if self.device is not None and self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             self.seconds[name] += time.perf_counter() - start

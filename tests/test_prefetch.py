@@ -76,4 +76,4 @@ def test_a_consumers_error_is_raised_once_and_stops_the_rest():
     with pytest.raises(OSError, match="disk full"):
         put_all()
     consumer.close()
-    assert seen == [0, 1]
+    assert seen == [0, 1], "nothing after the failure is taken, also once the error was raised"

@@ -57,6 +57,8 @@ class LatentDiffusion(nn.Module):
         whole_number("timestep", timestep, minimum=0, maximum=scheduler.config["num_train_timesteps"] - 1)
         choice("noise", noise, NOISES)
         whole_number("ensemble", ensemble, minimum=1)
+        if not isinstance(prompt, str):
+            raise OptionError("prompt", prompt, 'a text, "" for none')
         self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.layers, self.timestep = tuple(layers), timestep

@@ -91,7 +91,7 @@ def _find(checkpoint: str, revision: str | None) -> Path:
 
 def _download(hub_id: str, revision: str | None) -> Path:
     patterns = ["model_index.json", *(f"{part}/*" for part in _PARTS)]
-    unwanted = ["*.bin", "*.ckpt", "*.fp16.*", "*.msgpack", "*.onnx*"]
+    unwanted = ["*.bin", "*.ckpt", "*.fp16.*", "*.non_ema.*", "*.msgpack", "*.onnx*"]
     try:
         found = snapshot_download(
             hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted

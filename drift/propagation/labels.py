@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SoftLabels", "labels_of_mask", "merge_given", "pad_to_stride", "pooled"]
+__all__ = ["SoftLabels", "downsampling", "labels_of_mask", "merge_given", "pad_to_stride", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,21 @@ def merge_given(
     return merged
 
 
+def downsampling(fine: int, coarse: int) -> int:
+    """How many fine tokens a coarse one covers along an axis, given both lengths.
+
+    Layers halve the grid, rounding up each time, so the ratio of the lengths lies below a power of two.
+    """
+    return 2 ** math.ceil(math.log2(fine / coarse)) if coarse < fine else 1
+
+
 def pooled(labels: Float[Tensor, "channels rows columns"], grid: tuple[int, int]) -> Tensor:
     """Labels on a coarser grid whose tokens each cover a square of the finer one, `(channels, *grid)`.
 
     Downsampling layers round up, so the last coarse row may reach past the fine grid: it takes the mean
     of what it covers.
     """
-    factor = -(-labels.shape[-2] // grid[0])
+    factor = downsampling(labels.shape[-2], grid[0])
     if factor == 1:
         return labels
     return F.avg_pool2d(labels[None], factor, ceil_mode=True, count_include_pad=False)[0]

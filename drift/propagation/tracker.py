@@ -15,7 +15,14 @@ from drift.errors import InputError
 from drift.options import choice, non_negative, positive, whole_number
 from drift.propagation.affinity import AFFINITIES, HEADS, comparable_tokens
 from drift.propagation.kernel import attention_map, propagate
-from drift.propagation.labels import SoftLabels, labels_of_mask, merge_given, pad_to_stride, pooled
+from drift.propagation.labels import (
+    SoftLabels,
+    downsampling,
+    labels_of_mask,
+    merge_given,
+    pad_to_stride,
+    pooled,
+)
 from drift.propagation.memory import Memory, RememberedFrame
 from drift.stopwatch import Stopwatch
 
@@ -97,6 +104,8 @@ class Tracker:
         """
         given = None if mask is None else torch.as_tensor(mask)
         self._check(tuple(frame.shape), given)
+        if given is not None and not given.any():
+            given = None  # on a later frame: it brings no object
         queries, keys = self._read(torch.as_tensor(frame))
         self._queries, self._attended = queries, self.memory.frames()
         grid = _finest([tokens.shape[1:3] for tokens in keys])
@@ -147,7 +156,7 @@ class Tracker:
                 f"a mask of the shape {tuple(given.shape)} for a frame of {size}; they must be equal"
             )
         if given is not None and not self.object_ids and not given.any():
-            raise InputError("the first mask holds no object: all its ids are 0")
+            raise InputError("the first mask holds no object: its ids are all 0, or 255, which is void")
         self._frame_size = (size[0], size[1])
 
     def _read(self, frame: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -167,7 +176,7 @@ class Tracker:
         channels = 1 + len(self.object_ids)
         carried = []
         for layer, layer_queries in enumerate(queries):
-            factor = -(-grid[0] // layer_queries.shape[1])
+            factor = downsampling(grid[0], layer_queries.shape[1])
             per_head = propagate(
                 layer_queries,
                 [frame.keys[layer] for frame in self._attended],
@@ -207,7 +216,7 @@ class Tracker:
         """Pixels per token of the finest layer read."""
         assert self._frame_size is not None
         padded = -(-self._frame_size[0] // self.backbone.stride)
-        return self.backbone.stride * -(-padded // grid[0])
+        return self.backbone.stride * downsampling(padded, grid[0])
 
 
 def _finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, int]:

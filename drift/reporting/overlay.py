@@ -58,9 +58,11 @@ class OverlayVideo:
 
     def __exit__(self, *_: object) -> None:
         if self._container is not None and self._stream is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
+            container, self._container = self._container, None
+            try:
+                container.mux(self._stream.encode())
+            finally:
+                container.close()
 
     def add(self, picture: np.ndarray) -> None:
         """Appends `(height, width, 3)` uint8 RGB; all of one size. Odd sides gain a row or a column."""

@@ -101,6 +101,23 @@ def test_a_mask_on_a_later_frame_corrects_an_object():
     assert np.array_equal(labels[2].mask(), moved)
 
 
+def test_an_empty_mask_on_a_later_frame_changes_nothing():
+    clip = moving_square(3)
+    plain = track(clip, Tracker(ColourBackbone(), **OPTIONS))
+    empty = np.zeros((48, 64), np.uint8)
+    with_empty = track(clip, Tracker(ColourBackbone(), **OPTIONS), {0: clip.given[0], 1: empty})
+    assert all(torch.equal(a.probabilities, b.probabilities) for a, b in zip(plain, with_empty, strict=True))
+
+
+@pytest.mark.parametrize("size", [(36, 52), (132, 44), (20, 20)])
+def test_layers_three_times_halved_line_up(size):
+    tracker = Tracker(ColourBackbone(4), **OPTIONS)
+    clip = moving_square(2, size=(max(size[0], 40), max(size[1], 40)))
+    frames = [frame[: size[0], : size[1]] for frame in clip.frames]
+    tracker.step(frames[0], np.ones(size, np.uint8))
+    assert tracker.step(frames[1]).mask().shape == size
+
+
 def test_an_object_that_left_is_absent():
     clip = moving_square(3)
     ground = np.full((48, 64, 3), 40, np.uint8)

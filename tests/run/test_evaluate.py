@@ -243,10 +243,17 @@ class TestBadInput:
             ("trainer.devices=none", ["trainer.devices=none"]),
             ("trainer.precision=7", ["trainer.precision=7"]),
             ("refinement=magic", ["refinement=magic", "none"]),
+            ("seed=abc", ["seed=abc", "a whole number"]),
+            ("seed=-1", ["seed=-1", "a whole number"]),
+            ("output.overlays=no", ["output.overlays=no", "True, False"]),
+            ("backbone.prompt=null", ["backbone.prompt=None", "a text"]),
+            ("data.sequences=[ant,ant]", ["data.sequences=['ant', 'ant']", "each once"]),
+            ("data.splitt=val", ["data.splitt", "did you mean data.split?"]),
+            ("trainer=ddp trainer.devices=3 trainer.accelerator=cpu", ["trainer.devices=3", "1 to 2"]),
         ],
     )
     def test_a_wrong_option_is_named_with_what_is_allowed(self, command, root, override, parts):
-        self.refuse(command(f"data.root={root}", override), *parts)
+        self.refuse(command(f"data.root={root}", *override.split()), *parts)
 
 
 def test_help_lists_groups_and_main_options():
