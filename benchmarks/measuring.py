@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["arguments", "paired_seconds", "peak_process_bytes", "report"]
+__all__ = ["arguments", "paired_seconds", "peak_process_bytes", "report", "write_json"]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -63,5 +63,10 @@ def report(title: str, figures: Mapping[str, float | int | str], path: Path | No
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+    write_json(figures, path)
+
+
+def write_json(figures: Mapping[str, float | int | str], path: Path | None) -> None:
+    """Writes the figures as one flat JSON object, where a path is given."""
     if path is not None:
         path.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")

@@ -1,74 +1,197 @@
-"""The embedded model beside what needs none: `python -m benchmarks.quality ROOT --json FILE`.
+"""The embedded model beside what needs none: `python -m benchmarks.quality ROOT --json FILE --figure FILE`.
 
-On any folder in DAVIS-2016's layout, every row in one run: the first mask copied; the mask warped from frame to
-frame by dense optical flow (OpenCV DIS, medium); and label propagation with one kernel and one set of
-options, on the model with random weights and on the model as it ships.
+On any folder in DAVIS-2016's layout, every row in one run: the first mask copied; the mask warped from
+frame to frame by dense optical flow (OpenCV DIS, medium); and label propagation with one kernel, whose
+options are tuned for each row, on raw colour patches, on the model with random weights, on ImageNet
+features (EfficientNet-lite0), and on the model as it ships, by cosine similarity and by queries and keys.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from benchmarks.measuring import arguments
+from benchmarks.measuring import arguments, write_json
+from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from datamodules.davis import Davis2016
+from drift.backbone import Backbone, LayerReading
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
+from drift.propagation import Tracker
+from drift.stopwatch import Stopwatch
+
+__all__ = ["IMAGENET", "IMAGENET_BLOCKS", "PATCHES", "Figures", "Row", "main", "rows", "run_rows"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-Method = Callable[[Clip], Iterator[np.ndarray]]
+
+PATCHES = {"affinity": "attention", "heads": "joint", "temperature": 0.05, "top_k": 5, "radius": 7}
+IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 7}
+IMAGENET_BLOCKS = (4,)
+"""Options of the rows that have no configuration, as `python -m benchmarks.tuning` found them."""
 
 
-def copy_first_mask(clip: Clip) -> Iterator[np.ndarray]:
-    """The first mask for every frame: what standing still gives."""
-    mask = clip.given[0]
-    for _ in range(len(clip)):
-        yield mask
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: what the table calls it.
+        features: rows of one name share their features, which are then computed once a frame.
+        masks: all masks of a clip, first frame first, on a stopwatch with the stages of a tracker.
+    """
+
+    name: str
+    features: str
+    masks: Callable[[Clip, Stopwatch], Iterator[np.ndarray]]
 
 
-def warp_by_flow(clip: Clip) -> Iterator[np.ndarray]:
-    """The mask carried from frame to frame along dense optical flow."""
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    soft: np.ndarray = clip.given[0].astype(np.float32)
-    before = cv2.cvtColor(clip.frames[0], cv2.COLOR_RGB2GRAY)
-    rows, columns = np.mgrid[: before.shape[0], : before.shape[1]].astype(np.float32)
-    yield clip.given[0]
-    for index in range(1, len(clip)):
-        now = cv2.cvtColor(clip.frames[index], cv2.COLOR_RGB2GRAY)
-        back = flow.calc(now, before, None)  # type: ignore[call-overload]  # where each pixel of this frame was in the one before
-        soft = cv2.remap(soft, columns + back[..., 0], rows + back[..., 1], cv2.INTER_LINEAR)
-        before = now
-        yield (soft > 0.5).astype(np.uint8)
+@dataclass(frozen=True)
+class Figures:
+    """A row's scores, and its seconds a frame for features and for all else but decoding."""
+
+    scores: DavisScores
+    feature_seconds: float
+    propagation_seconds: float
 
 
-def propagation(*overrides: str, random_weights: bool = False) -> Method:
-    """Label propagation as `evaluate.py` does it with these overrides."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("evaluate", overrides=list(overrides))
-    backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
-    if random_weights:
-        torch.manual_seed(0)
-        for module in backbone.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+class _Shared:
+    """A backbone that several trackers use in turn on the same frame, and that works once for all of them."""
 
-    def run(clip: Clip) -> Iterator[np.ndarray]:
-        tracker = make_tracker(backbone)
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._frames: Tensor | None = None
+        self._latents: Tensor | None = None
+        self._readings: list[LayerReading] = []
+
+    @property
+    def device(self) -> torch.device:
+        return self._backbone.device
+
+    @property
+    def stride(self) -> int:
+        return self._backbone.stride
+
+    def encode(self, frames: Tensor) -> Tensor:
+        if self._latents is None or self._frames is None or not torch.equal(frames, self._frames):
+            self._frames, self._latents = frames, self._backbone.encode(frames)
+            self._readings = []
+        return self._latents
+
+    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
+        if not self._readings:
+            self._readings = self._backbone.read(latents, generator)
+        return self._readings
+
+
+def tracked(
+    backbone: Backbone, options: Mapping[str, Any]
+) -> Callable[[Clip, Stopwatch], Iterator[np.ndarray]]:
+    def masks(clip: Clip, stopwatch: Stopwatch) -> Iterator[np.ndarray]:
+        tracker = Tracker(backbone, **options, stopwatch=stopwatch)
         for index in range(len(clip)):
             yield tracker.step(clip.frames[index], clip.given.get(index)).mask().numpy()
 
-    return run
+    return masks
+
+
+def _untracked(method: Callable[[Clip], Iterator[np.ndarray]]) -> Callable[..., Iterator[np.ndarray]]:
+    def masks(clip: Clip, stopwatch: Stopwatch) -> Iterator[np.ndarray]:
+        carried = method(clip)
+        for _ in range(len(clip)):
+            with stopwatch.stage("kernel"):
+                mask = next(carried)
+            yield mask
+
+    return masks
+
+
+def _composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("evaluate", overrides=list(overrides))
+
+
+def _options(config: Any) -> dict[str, Any]:
+    return {str(name): value for name, value in config.propagation.items() if str(name)[0] != "_"}
+
+
+def _randomised(backbone: Any) -> Any:
+    torch.manual_seed(0)
+    for module in backbone.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return backbone
+
+
+def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
+    """The rows of these names; None for all. Only what they need is loaded.
+
+    Args:
+        names: `copy`, `flow`, `colour`, `random`, `imagenet`, `cosine`, `attention`.
+        overrides: of the configuration of the model's rows.
+    """
+    makers: dict[str, Callable[[], Row]] = {}
+    makers["copy"] = lambda: Row("copy", "", _untracked(copy_first_mask))
+    makers["flow"] = lambda: Row("flow", "", _untracked(warp_by_flow))
+    makers["colour"] = lambda: Row("colour", "colour", tracked(ColourPatches(), PATCHES))
+    makers["imagenet"] = lambda: Row(
+        "imagenet", "imagenet", tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)
+    )
+    shared: dict[str, Backbone] = {}
+
+    def model(name: str, propagation: str, features: str) -> Row:
+        config = _composed(f"propagation={propagation}", *overrides)
+        if features not in shared:
+            backbone = build(config, "backbone")
+            shared[features] = _Shared(_randomised(backbone) if features == "random" else backbone)
+        return Row(name, features, tracked(shared[features], _options(config)))
+
+    makers["random"] = lambda: model("random", "attention", "random")
+    makers["cosine"] = lambda: model("cosine", "cosine", "model")
+    makers["attention"] = lambda: model("attention", "attention", "model")
+    unknown = set(names or []) - makers.keys()
+    if unknown:
+        raise SystemExit(f"no row {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+    return [makers[name]() for name in names or makers]
+
+
+def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
+    """Scores and times of all rows on all clips, frame by frame side by side, so that features are shared."""
+    scores = {row.name: DavisScore(data.sequences) for row in chosen}
+    watches = {row.name: Stopwatch() for row in chosen}
+    frames = 0
+    for clip in track(list(data.predict_dataloader()), description="clips", transient=True):
+        masks = {row.name: row.masks(clip, watches[row.name]) for row in chosen}
+        for index in range(len(clip)):
+            truth = torch.from_numpy(clip.truth[index])
+            for name, carried in masks.items():
+                scores[name].update(
+                    torch.from_numpy(next(carried)),
+                    truth,
+                    sequence=clip.name,
+                    frame=index,
+                    frames=len(clip),
+                    objects=(1,),
+                )
+        frames += len(clip)
+    first = {row.features: row.name for row in reversed(chosen)}  # the row that pays for the features
+    figures = {}
+    for row in chosen:
+        paid, own = watches[first[row.features]].seconds, watches[row.name].seconds
+        features = (paid["encode"] + paid["unet"]) / frames if row.features else 0.0
+        figures[row.name] = Figures(scores[row.name].compute(), features, own["kernel"] / frames)
+    return figures
 
 
 def main() -> None:
@@ -76,64 +199,70 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder in DAVIS-2016's layout")
     parser.add_argument("--sequences", type=lambda text: text.split(","), help="a,b: only these")
     parser.add_argument("--rows", type=lambda text: text.split(","), help="a,b: only these rows")
+    parser.add_argument("--figure", type=Path, help="draw the table into this picture")
+    parser.add_argument("overrides", nargs="*", help="of the model's configuration, backbone.timestep=100")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     data = Davis2016(options.root, sequences=options.sequences)
-    methods: dict[str, Callable[[], Method]] = {
-        "copy": lambda: copy_first_mask,
-        "flow": lambda: warp_by_flow,
-        "trained": lambda: propagation(),
-        "random": lambda: propagation(random_weights=True),
-    }
-    names = options.rows or list(methods)
-    figures: dict[str, float | int | str] = {"sequences": len(data.sequences)}
-    scores = {}
-    for name in names:
-        scores[name], seconds, frames = _score(methods[name](), data, name)
-        figures |= {
-            f"J_{name}": scores[name].jaccard.mean,
-            f"F_{name}": scores[name].boundary.mean,
-            f"J&F_{name}": scores[name].j_and_f,
-            f"seconds_per_frame_{name}": seconds / frames,
+    figures = run_rows(rows(options.rows, options.overrides), data)
+    _print_table(figures)
+    write_json({"sequences": len(data.sequences)} | _flat(figures), options.json)
+    if options.figure is not None:
+        _draw(figures, options.figure)
+
+
+def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, row in figures.items():
+        flat |= {
+            f"J_{name}": row.scores.region.mean,
+            f"F_{name}": row.scores.boundary.mean,
+            f"J&F_{name}": row.scores.j_and_f,
+            f"feature_seconds_{name}": row.feature_seconds,
+            f"propagation_seconds_{name}": row.propagation_seconds,
+            f"seconds_per_frame_{name}": row.feature_seconds + row.propagation_seconds,
         }
-        figures |= {f"J&F_{name}_{one.sequence}": one.j_and_f for one in scores[name].sequences}
-        _print_table(scores, figures)
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        flat |= {f"J&F_{name}_{one.sequence}": one.j_and_f for one in row.scores.sequences}
+    return flat
 
 
-def _print_table(scores: Mapping[str, DavisScores], figures: Mapping[str, float | int | str]) -> None:
-    table = Table("sequence", title="J&F by sequence, then the means")
-    for name in scores:
+def _print_table(figures: Mapping[str, Figures]) -> None:
+    table = Table("sequence", title="J&F by sequence, then the means and seconds a frame")
+    for name in figures:
         table.add_column(name, justify="right")
-    for place, first in enumerate(next(iter(scores.values())).sequences):
-        table.add_row(first.sequence, *(f"{score.sequences[place].j_and_f:.3f}" for score in scores.values()))
+    for place, first in enumerate(next(iter(figures.values())).scores.sequences):
+        table.add_row(
+            first.sequence, *(f"{row.scores.sequences[place].j_and_f:.3f}" for row in figures.values())
+        )
     table.add_section()
-    for figure in ("J", "F", "J&F", "seconds_per_frame"):
-        table.add_row(figure, *(f"{figures[f'{figure}_{name}']:.3f}" for name in scores))
+    flat = _flat(figures)
+    for figure in ("J", "F", "J&F", "feature_seconds", "propagation_seconds"):
+        table.add_row(figure.replace("_", " "), *(f"{flat[f'{figure}_{name}']:.3f}" for name in figures))
     Console().print(table)
 
 
-def _score(method: Method, data: Davis2016, name: str) -> tuple[DavisScores, float, int]:
-    """A method's scores on all clips, its seconds (decoding included, scoring not) and the frames."""
-    score, seconds, frames = DavisScore(data.sequences), 0.0, 0
-    for clip in track(list(data.predict_dataloader()), description=name, transient=True):
-        masks = method(clip)
-        for index in range(len(clip)):
-            start = time.perf_counter()
-            mask = next(masks)
-            seconds += time.perf_counter() - start
-            score.update(
-                torch.from_numpy(mask),
-                torch.from_numpy(clip.truth[index]),
-                sequence=clip.name,
-                frame=index,
-                frames=len(clip),
-                objects=(1,),
-            )
-        frames += len(clip)
-    return score.compute(), seconds, frames
+def _draw(figures: Mapping[str, Figures], path: Path) -> None:
+    """J&F by sequence and row as dots on lines, the rows' means in the legend."""
+    ranked = sorted(figures, key=lambda name: figures[name].scores.j_and_f)
+    sequences = figures[ranked[-1]].scores.sequences
+    order = sorted(range(len(sequences)), key=lambda place: sequences[place].j_and_f)
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(order) + 1.6), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(ranked)))
+    for name, colour in zip(ranked, colours, strict=True):
+        values = [figures[name].scores.sequences[place].j_and_f for place in order]
+        label = f"{name}  {figures[name].scores.j_and_f:.3f}"
+        axes.plot(values, range(len(order)), "o", color=colour, markersize=8, label=label)
+    axes.set_yticks(range(len(order)), [sequences[place].sequence for place in order])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("J&F")
+    axes.grid(axis="both", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], title="row, mean", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

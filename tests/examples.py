@@ -13,7 +13,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from drift.clip import Clip
 from drift.image_files import write_mask
+from drift.pretrain.pictures import Cutout
 from drift.pretrain.text import build_tokenizer
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random uint8 values."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+NAMES = ("tiger", "apple", "fern")
+CUTOUTS = [Cutout(noise(48, 60, 4, seed=i), name) for i, name in enumerate(NAMES)]
+GROUNDS = [noise(70, 90, 3, seed=i) for i in (7, 8)]
 
 
 def moving_square(

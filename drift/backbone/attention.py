@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from drift.backbone.interface import LayerReading
 from drift.errors import OptionError
 
-__all__ = ["AllLayersRead", "recorded", "self_attention_layers"]
+__all__ = ["AllLayersRead", "chosen_layers", "recorded", "self_attention_layers"]
 
 
 class AllLayersRead(Exception):
@@ -42,6 +42,21 @@ def self_attention_layers(
                 name = path if number == 0 else f"{path}.transformer_blocks.{number}"
                 layers[name] = (module, block)
     return layers
+
+
+def chosen_layers(
+    unet: UNet2DConditionModel, names: Sequence[str]
+) -> dict[str, tuple[Transformer2DModel, BasicTransformerBlock]]:
+    """The layers of these names.
+
+    Raises:
+        OptionError: the model has no layer of a given name; the message lists those it has.
+    """
+    layers = self_attention_layers(unet)
+    for name in names:
+        if name not in layers:
+            raise OptionError("layers", name, "among " + ", ".join(layers))
+    return {name: layers[name] for name in names}
 
 
 class _Recorder:
@@ -100,11 +115,7 @@ def recorded(unet: UNet2DConditionModel, names: Sequence[str]) -> Iterator[dict[
     Raises:
         OptionError: the model has no layer of a given name; the message lists those it has.
     """
-    layers = self_attention_layers(unet)
-    for name in names:
-        if name not in layers:
-            raise OptionError("layers", name, "among " + ", ".join(layers))
-    recorder = _Recorder({name: layers[name] for name in names})
+    recorder = _Recorder(chosen_layers(unet, names))
     handles = recorder.install()
     try:
         yield recorder.readings

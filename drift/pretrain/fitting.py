@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from drift.errors import InputError
 from drift.pretrain.pictures import Cutout
 from drift.pretrain.scenes import SceneDataset
 
-__all__ = ["fit"]
+__all__ = ["fit", "newest_whole_checkpoint"]
 
 
 class _SceneData(L.LightningDataModule):
@@ -26,15 +32,67 @@ class _SceneData(L.LightningDataModule):
         self.max_steps, self.seed = max_steps, seed
 
     def train_dataloader(self) -> DataLoader:
-        done = self.trainer.global_step if self.trainer else 0
-        scenes = SceneDataset(
+        done, processes = self.trainer.global_step, self.trainer.world_size
+        batches = SceneDataset(
             *self.pictures,
             side=self.side,
-            length=(self.max_steps - done) * self.batch_size,
+            length=self.max_steps * processes,  # Lightning counts those of before the resume as well
+            batch_size=self.batch_size // processes,
             seed=self.seed,
-            first=done * self.batch_size,
+            first=done * processes,
         )
-        return DataLoader(scenes, batch_size=self.batch_size, num_workers=1, prefetch_factor=4)
+        return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)
+
+
+def _step(checkpoint: Path) -> int:
+    """The number in `step=200.ckpt`."""
+    return int(checkpoint.stem.partition("=")[2])
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """Of the checkpoints in `folder` the one of the highest step that can be read; None where there is none.
+
+    What a full disk or a crash has left of one is passed over, and said.
+    """
+    for checkpoint in sorted(folder.glob("step=*.ckpt"), key=_step, reverse=True):
+        try:
+            torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+            print(f"{checkpoint} is not whole: passed over")
+        else:
+            return checkpoint
+    return None
+
+
+class _Checkpoints(ModelCheckpoint):
+    """Keeps the two newest checkpoints; an older one goes only when the newer is written."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        super().__init__(
+            folder,
+            filename="{step}",
+            monitor="step",
+            mode="max",
+            save_top_k=2,
+            every_n_train_steps=every,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the last step as well, where it is no multiple of `every`."""
+        if trainer.global_step != self._last_global_step_saved:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except OSError as error:
+            Path(filepath).unlink(missing_ok=True)
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise InputError(
+                f"{filepath}: the checkpoint could not be written, {reason}; make room and give the same "
+                "command again: it goes on from the checkpoint before"
+            ) from error
 
 
 def fit(
@@ -49,25 +107,78 @@ def fit(
     precision: str = "bf16-mixed",
     ema_decay: float = 0.998,
     save_every: int = 100,
+    processes: int = 1,
 ) -> None:
-    """Trains `module` for `max_steps`, going on from `folder/last.ckpt` where it exists.
+    """Trains `module` for `max_steps`, going on from the newest whole checkpoint in `folder`.
 
-    At the end the module holds the exponential moving average of its weights.
+    At the end the module holds the exponential moving average of its weights. Every start writes its
+    losses into a folder of its own, `folder/log/from_STEP`. With several `processes` each takes its share
+    of every batch, which on a CPU is faster than as many threads.
+
+    Raises:
+        InputError: a checkpoint could not be written; those before it are untouched.
     """
-    last = folder / "last.ckpt"
-    checkpoint = ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=save_every, save_last=True, save_top_k=1
-    )
+    resumed = newest_whole_checkpoint(folder)
+    started = 0 if resumed is None else _step(resumed)
+    average: Any = EMAWeightAveraging(decay=ema_decay, update_starting_at_step=save_every)
     trainer = L.Trainer(
         max_steps=max_steps,
         max_epochs=-1,
+        accelerator="auto" if torch.cuda.is_available() and processes == 1 else "cpu",
+        devices=processes,
+        strategy="auto" if processes == 1 else "ddp_fork",
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=1.0,
-        callbacks=[checkpoint, EMAWeightAveraging(decay=ema_decay, update_starting_at_step=save_every)],
-        logger=CSVLogger(folder, name="", version=""),
+        callbacks=[_Checkpoints(folder, save_every), average, _OwnNoise(seed), _Progress(max_steps)],
+        logger=CSVLogger(folder, name="log", version=f"from_{started}"),
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     scenes = _SceneData(pictures, side=side, batch_size=batch_size, max_steps=max_steps, seed=seed)
-    trainer.fit(module, datamodule=scenes, ckpt_path=str(last) if last.is_file() else None)
+    trainer.fit(
+        module, datamodule=scenes, ckpt_path=None if resumed is None else str(resumed), weights_only=False
+    )
+    finished = newest_whole_checkpoint(folder)
+    assert finished is not None
+    # Whatever process trained, and even where nothing was left to train.
+    averaged = torch.load(finished, map_location="cpu", weights_only=False)["state_dict"]
+    module.load_state_dict(averaged)
+
+
+class _OwnNoise(L.Callback):
+    """Noise of its own for every process and every start: what is drawn after a resume is new."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        torch.manual_seed((self.seed * 100_003 + trainer.global_step) * 64 + trainer.global_rank)
+
+
+class _Progress(L.Callback):
+    """A line every so many steps: step, loss, seconds a step."""
+
+    def __init__(self, max_steps: int, every: int = 20) -> None:
+        self.max_steps, self.every = max_steps, every
+        self._losses: list[float] = []
+        self._since = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        self._losses.append(float(outputs["loss"]))
+        if trainer.is_global_zero and trainer.global_step % self.every == 0:
+            now = time.perf_counter()
+            seconds = (now - self._since) / len(self._losses)
+            mean = sum(self._losses) / len(self._losses)
+            left = seconds * (self.max_steps - trainer.global_step) / 60
+            print(
+                f"step {trainer.global_step} of {self.max_steps}, loss {mean:.4f}, "
+                f"{seconds:.2f} s a step, {left:.0f} min left",
+                flush=True,
+            )
+            self._losses, self._since = [], now

@@ -1,11 +1,13 @@
 """The openly licensed pictures: cut-outs with alpha and a name, photographs as backgrounds.
 
 They come from Debian packages (see `SOURCES`), found below any folder: the root of a system
-where the packages are installed, or one into which they were unpacked with `dpkg -x`.
+where the packages are installed, or one into which they were unpacked with `dpkg -x`. A few more
+photographs come with scikit-image.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +18,15 @@ from PIL import Image, UnidentifiedImageError
 
 from drift.errors import InputError
 
-__all__ = ["HELD_OUT", "SOURCES", "Cutout", "find_backgrounds", "find_cutouts", "load_pictures"]
+__all__ = [
+    "HELD_OUT",
+    "SOURCES",
+    "Cutout",
+    "find_backgrounds",
+    "find_cutouts",
+    "find_photographs",
+    "load_pictures",
+]
 
 SOURCES = {
     "tuxpaint-stamps-default": "usr/share/tuxpaint/stamps",
@@ -28,6 +38,20 @@ SOURCES = {
     "lomiri-wallpapers-20.04": "usr/share/backgrounds",
 }
 """Debian package -> folder inside it. The first holds the cut-outs, the others backgrounds."""
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "rocket.jpg",
+)
+"""Pictures that scikit-image installs, all in the public domain or under CC0; backgrounds too."""
 
 HELD_OUT = frozenset({"fox", "rooster", "zebra", "beetle", "GreenMeadow", "Garden"})
 """Stems of pictures that are never trained on: the sample clip is rendered from them."""
@@ -126,6 +150,19 @@ def find_backgrounds(root: Path, *, max_side: int = 1024, held_out: bool = False
     return list(backgrounds.values())
 
 
+def find_photographs(*, max_side: int = 1024) -> list[np.ndarray]:
+    """The `PHOTOGRAPHS` of scikit-image as RGB uint8 `(height, width, 3)`; none where it is not installed."""
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        return []
+    folder = Path(package.origin).parent / "data"
+    pictures = [_open(folder / name, "RGB") for name in PHOTOGRAPHS]
+    for picture in pictures:
+        if picture is not None:
+            picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return [np.asarray(picture) for picture in pictures if picture is not None]
+
+
 def load_pictures(root: Path) -> tuple[list[Cutout], list[np.ndarray]]:
     """The training pictures below `root`.
 
@@ -138,4 +175,4 @@ def load_pictures(root: Path) -> tuple[list[Cutout], list[np.ndarray]]:
             f"{root}: only {len(cutouts)} cut-outs and {len(backgrounds)} backgrounds found; "
             f"install or unpack the Debian packages {', '.join(SOURCES)} there"
         )
-    return cutouts, backgrounds
+    return cutouts, backgrounds + find_photographs()

@@ -1,9 +1,15 @@
-"""Endless scenes with captions, composed from cut-outs and backgrounds.
+"""Endless scenes with captions, composed from cut-outs and backgrounds, each seen twice.
 
-Scene `i` of a seed is always the same, so that a resumed training goes on where it stood.
+The second view of a scene is what one might see of it a moment later: every object and the ground have
+moved, turned, bent and changed their light. Scene `i` of a seed is always the same, so that a resumed
+training goes on where it stood.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,143 +17,303 @@ import torch
 from torch.utils.data import Dataset
 
 from drift.pretrain.pictures import Cutout
+from drift.pretrain.warping import Bend, Placement, bend, similarity, warp
 
-__all__ = ["SceneDataset", "caption", "compose"]
+__all__ = [
+    "Light",
+    "PlacedObject",
+    "Scene",
+    "SceneBatch",
+    "SceneDataset",
+    "caption",
+    "imagine",
+    "moved",
+    "render",
+    "vocabulary_captions",
+]
 
 _COUNTS = {1: "a", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
-def caption(names: list[str]) -> str:
+def caption(names: Sequence[str]) -> str:
     """A sentence that counts the named objects: "a photo of a tiger and two apples"."""
     if not names:
         return "a photo of a landscape"
     parts = []
     for name in dict.fromkeys(names):
-        count = names.count(name)
+        count = list(names).count(name)
         article = "an" if count == 1 and name[0] in "aeiou" else _COUNTS[min(count, 6)]
         parts.append(f"{article} {name}{'s' if count > 1 else ''}")
     return "a photo of " + " and ".join(parts)
 
 
-def _similarity(
-    source: tuple[int, int], centre: tuple[float, float], scale: float, degrees: float, mirrored: bool
-) -> np.ndarray:
-    """The 2 x 3 map of a `(height, width)` picture's centre to `centre` (x, y), turned and scaled."""
-    height, width = source
-    turn = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), degrees, scale), dtype=np.float64)
-    turn[:, 2] += np.asarray(centre) - (width / 2, height / 2)
-    if mirrored:
-        turn = turn @ np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
-    return turn
+def vocabulary_captions(cutouts: Sequence[Cutout]) -> list[str]:
+    """Captions that hold every word there is: what the tokenizer learns its merges from."""
+    names = sorted({cutout.name for cutout in cutouts})
+    return [
+        *(caption([name] * count) for name in names for count in (1, 2)),
+        caption([]),
+        caption(names[:3]),
+    ]
 
 
-def _warp(picture: np.ndarray, matrix: np.ndarray, side: int, border: int) -> np.ndarray:
-    shrink = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    if shrink < 0.5:  # warpAffine has no prefilter: reduce first, so that nothing aliases
-        factor = 2 ** int(np.floor(-np.log2(shrink)))
-        size = (max(picture.shape[1] // factor, 1), max(picture.shape[0] // factor, 1))
-        matrix = matrix.copy()
-        matrix[:, 0] *= picture.shape[1] / size[0]
-        matrix[:, 1] *= picture.shape[0] / size[1]
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return cv2.warpAffine(picture, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
+@dataclass(frozen=True)
+class Light:
+    """A change of colours in [0, 1] RGB: contrast about middle grey, tint by channel, brightness."""
+
+    gain: float
+    tint: tuple[float, float, float]
+    offset: float
+
+    @staticmethod
+    def drawn(random: np.random.Generator, strength: float) -> Light:
+        """Any light, the farther from none the larger `strength`."""
+        tint = 1 + strength * random.uniform(-0.15, 0.15, size=3)
+        return Light(
+            1 + strength * random.uniform(-0.5, 0.5),
+            (float(tint[0]), float(tint[1]), float(tint[2])),
+            strength * random.uniform(-0.15, 0.15),
+        )
+
+    def on(self, rgb: np.ndarray) -> np.ndarray:
+        """`(height, width, 3)` float32 in this light."""
+        return np.clip(
+            (rgb - 0.5) * (self.gain * np.asarray(self.tint, np.float32)) + 0.5 + self.offset, 0, 1
+        )
 
 
-def _relight(rgb: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    """A gain, an offset and a tint, in [0, 1] RGB."""
-    gain = 1 + strength * random.uniform(-0.5, 0.5)
-    tint = 1 + strength * random.uniform(-0.15, 0.15, size=3)
-    return np.clip((rgb - 0.5) * gain * tint + 0.5 + strength * random.uniform(-0.15, 0.15), 0, 1)
+@dataclass(frozen=True)
+class PlacedObject:
+    """A cut-out in a scene; its placement's `size` is its longest side."""
+
+    cutout: Cutout
+    placement: Placement
+    lights: tuple[Light, ...]
+    bend: Bend | None = None
+    shadow: tuple[float, float] | None = None
 
 
-def _texture(rgb: np.ndarray) -> float:
-    """Mean absolute Laplacian of a crop: about 0 for plain sky, 0.05 and more for foliage."""
-    return float(np.abs(cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_32F)).mean())
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see. Positions and sizes are in parts of the picture's side.
+
+    Attributes:
+        ground: RGB uint8 wallpaper.
+        ground_placement: where the wallpaper's centre lies, and how long its shorter side is.
+        objects: from the farthest to the nearest.
+        blur: sigma in pixels; 0 for none.
+        grain: standard deviation of the sensor's noise, colours being in [0, 1].
+    """
+
+    ground: np.ndarray
+    ground_placement: Placement
+    ground_lights: tuple[Light, ...]
+    objects: tuple[PlacedObject, ...]
+    blur: float
+    grain: float
+
+    @property
+    def caption(self) -> str:
+        """Names and counts of the objects."""
+        return caption([placed.cutout.name for placed in self.objects])
 
 
-def _background(pictures: list[np.ndarray], side: int, random: np.random.Generator) -> np.ndarray:
-    """A crop of a random wallpaper; of three tries the first with some texture."""
-    for _ in range(3):
-        crop = _crop(pictures, side, random)
-        if _texture(crop) > 0.02:
-            break
-    return _relight(crop, random, 1.0)
-
-
-def _crop(pictures: list[np.ndarray], side: int, random: np.random.Generator) -> np.ndarray:
-    picture = pictures[random.integers(len(pictures))]
-    smallest = side / min(picture.shape[:2])
-    scale = smallest * float(np.exp(random.uniform(0.05, 1.2)))
-    half = side / 2 / scale  # source pixels from the crop's centre to its edge
-    height, width = picture.shape[:2]
-    centre = [random.uniform(half, max(n - half, half + 1)) for n in (width, height)]
-    matrix = _similarity((height, width), (0, 0), scale, random.uniform(-8, 8), random.random() < 0.5)
-    matrix[:, 2] += side / 2 - matrix @ (*centre, 1)
-    return _warp(picture, matrix, side, cv2.BORDER_REFLECT_101).astype(np.float32) / 255
-
-
-def _paste(
-    canvas: np.ndarray, cutout: Cutout, centre: tuple[float, float], size: float, random: np.random.Generator
-) -> np.ndarray:
-    side = canvas.shape[0]
-    scale = size / max(cutout.rgba.shape[:2])
-    turned = _similarity(cutout.rgba.shape[:2], centre, scale, random.uniform(-25, 25), random.random() < 0.5)
-    premultiplied = cutout.rgba.astype(np.float32) / 255
-    premultiplied[..., :3] *= premultiplied[..., 3:]
-    layer = _warp(premultiplied, turned, side, cv2.BORDER_CONSTANT)
-    alpha = layer[..., 3:]
-    colour = _relight(layer[..., :3] / np.maximum(alpha, 1e-3), random, 0.8)
-    if random.random() < 0.3:
-        shift = np.array([[1, 0, random.uniform(-6, 6)], [0, 1, random.uniform(2, 8)]], dtype=np.float32)
-        shadow = cv2.warpAffine(cv2.GaussianBlur(alpha, (0, 0), 4), shift, (side, side))
-        canvas = canvas * (1 - 0.5 * shadow[..., None] * (1 - alpha))
-    return canvas * (1 - alpha) + colour * alpha
-
-
-def compose(
-    cutouts: list[Cutout], backgrounds: list[np.ndarray], side: int, random: np.random.Generator
-) -> tuple[np.ndarray, str]:
-    """One scene: `(side, side, 3)` float32 RGB in [0, 1], and its caption."""
-    canvas = _background(backgrounds, side, random)
-    kinds = int(random.choice(6, p=(0.06, 0.2, 0.28, 0.22, 0.14, 0.1)))
-    names: list[str] = []
+def imagine(
+    cutouts: Sequence[Cutout],
+    grounds: Sequence[np.ndarray],
+    random: np.random.Generator,
+    *,
+    kinds: int | None = None,
+) -> Scene:
+    """A scene of `kinds` kinds of objects (None: 0 to 5, drawn), some of them several times."""
+    if kinds is None:
+        kinds = int(random.choice(6, p=(0.06, 0.2, 0.28, 0.22, 0.14, 0.1)))
+    objects: list[PlacedObject] = []
     for _ in range(kinds):
         cutout = cutouts[random.integers(len(cutouts))]
         copies = 1 if random.random() < 0.75 else int(random.integers(2, 4))
-        size = side * float(np.exp(random.uniform(np.log(0.22), np.log(1.5)))) / np.sqrt(copies)
-        for _ in range(copies):
-            centre = (float(random.uniform(0, side)), float(random.uniform(0, side)))
-            canvas = _paste(canvas, cutout, centre, size * random.uniform(0.85, 1.15), random)
-            names.append(cutout.name)
-    if random.random() < 0.25:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), random.uniform(0.4, 1.3))
-    if random.random() < 0.3:
-        canvas = canvas + random.normal(0, random.uniform(0.005, 0.03), canvas.shape)
-    return np.clip(canvas, 0, 1).astype(np.float32), caption(names)
+        size = float(np.exp(random.uniform(np.log(0.22), np.log(1.5)))) / np.sqrt(copies)
+        objects.extend(_place(cutout, size, random) for _ in range(copies))
+    ground, placement = _ground(grounds, random)
+    return Scene(
+        ground,
+        placement,
+        (Light.drawn(random, 1.0),),
+        tuple(objects),
+        blur=random.uniform(0.4, 1.3) if random.random() < 0.25 else 0.0,
+        grain=random.uniform(0.005, 0.03) if random.random() < 0.3 else 0.0,
+    )
 
 
-class SceneDataset(Dataset[tuple[torch.Tensor, str]]):
-    """Scenes `first` to `first + length - 1` of a seed: image `(3, side, side)` in [-1, 1], caption."""
+def _place(cutout: Cutout, size: float, random: np.random.Generator) -> PlacedObject:
+    placement = Placement(
+        (float(random.uniform()), float(random.uniform())),
+        size * random.uniform(0.85, 1.15),
+        random.uniform(-25, 25),
+        bool(random.random() < 0.5),
+    )
+    shadow = (random.uniform(-0.03, 0.03), random.uniform(0.01, 0.04)) if random.random() < 0.3 else None
+    return PlacedObject(cutout, placement, (Light.drawn(random, 0.8),), shadow=shadow)
+
+
+def _ground(grounds: Sequence[np.ndarray], random: np.random.Generator) -> tuple[np.ndarray, Placement]:
+    """A crop of a random wallpaper; of three tries the first with some texture."""
+    for _ in range(3):
+        picture = grounds[random.integers(len(grounds))]
+        size = float(np.exp(random.uniform(0.05, 1.2)))  # of the wallpaper's shorter side
+        reach = np.array(picture.shape[1::-1]) / min(picture.shape[:2]) * size
+        centre = 0.5 + (reach - 1) / 2 * random.uniform(-1, 1, size=2)
+        placement = Placement(
+            (float(centre[0]), float(centre[1])), size, random.uniform(-8, 8), bool(random.random() < 0.5)
+        )
+        if _texture(_shown(picture, placement, 64)) > 0.03:
+            break
+    return picture, placement
+
+
+def _texture(rgb: np.ndarray) -> float:
+    """Mean absolute Laplacian of a crop: about 0 for plain sky, more for foliage."""
+    return float(np.abs(cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_32F)).mean())
+
+
+def moved(scene: Scene, random: np.random.Generator) -> Scene:
+    """The scene a moment later: the camera and every object on their own have moved, some have bent."""
+    camera = _Motion.drawn(random, shift=0.12, zoom=0.16, turn=8)
+    objects = []
+    for placed in scene.objects:
+        own = _Motion.drawn(random, shift=0.12, zoom=0.2, turn=18)
+        bent = Bend.drawn(random, 0.05) if random.random() < 0.6 else None
+        lights = (*placed.lights, Light.drawn(random, 0.25))
+        objects.append(
+            replace(placed, placement=own.of(camera.of(placed.placement)), bend=bent, lights=lights)
+        )
+    return replace(
+        scene,
+        ground_placement=camera.of(scene.ground_placement),
+        ground_lights=(*scene.ground_lights, Light.drawn(random, 0.2)),
+        objects=tuple(objects),
+        blur=random.uniform(0.4, 1.5) if random.random() < 0.25 else scene.blur,
+    )
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """A shift in parts of the side, a factor of size and a turn in degrees about the picture's centre."""
+
+    shift: np.ndarray
+    zoom: float
+    turn: float
+
+    @staticmethod
+    def drawn(random: np.random.Generator, *, shift: float, zoom: float, turn: float) -> _Motion:
+        return _Motion(
+            random.uniform(-shift, shift, size=2),
+            float(np.exp(random.uniform(-zoom, zoom))),
+            random.uniform(-turn, turn),
+        )
+
+    def of(self, placement: Placement) -> Placement:
+        centre = (np.asarray(placement.centre) - 0.5) * self.zoom + 0.5 + self.shift
+        return replace(
+            placement,
+            centre=(float(centre[0]), float(centre[1])),
+            size=placement.size * self.zoom,
+            degrees=placement.degrees + self.turn,
+        )
+
+
+def render(scene: Scene, side: int, random: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The picture of a scene, `(side, side, 3)` float32 RGB in [0, 1], and how much of each pixel each
+    object covers, `(side, side)` float32 per object.
+
+    `random` draws the sensor's noise only.
+    """
+    canvas = _lit(_shown(scene.ground, scene.ground_placement, side), scene.ground_lights)
+    covers: list[np.ndarray] = []
+    for placed in scene.objects:
+        colour, alpha = _layer(placed, side)
+        canvas = _shaded(canvas, alpha, placed.shadow)
+        canvas = canvas * (1 - alpha) + colour * alpha
+        covers = [cover * (1 - alpha[..., 0]) for cover in covers] + [alpha[..., 0]]
+    if scene.blur:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), scene.blur)
+    if scene.grain:
+        canvas = canvas + random.normal(0, scene.grain, canvas.shape)
+    return np.clip(canvas, 0, 1).astype(np.float32), covers
+
+
+def _lit(rgb: np.ndarray, lights: Sequence[Light]) -> np.ndarray:
+    for light in lights:
+        rgb = light.on(rgb)
+    return rgb
+
+
+def _shown(ground: np.ndarray, placement: Placement, side: int) -> np.ndarray:
+    matrix = similarity(ground.shape[:2], placement, side, longest=False)
+    return warp(ground, matrix, side, cv2.BORDER_REFLECT_101).astype(np.float32) / 255
+
+
+def _layer(placed: PlacedObject, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colour `(side, side, 3)` and alpha `(side, side, 1)` of one object."""
+    rgba = placed.cutout.rgba
+    matrix = similarity(rgba.shape[:2], placed.placement, side, longest=True)
+    premultiplied = rgba.astype(np.float32) / 255
+    premultiplied[..., :3] *= premultiplied[..., 3:]
+    layer = warp(premultiplied, matrix, side, cv2.BORDER_CONSTANT)
+    if placed.bend is not None:
+        layer = bend(layer, placed.bend)
+    alpha = layer[..., 3:]
+    return _lit(layer[..., :3] / np.maximum(alpha, 1e-3), placed.lights), alpha
+
+
+def _shaded(canvas: np.ndarray, alpha: np.ndarray, shadow: tuple[float, float] | None) -> np.ndarray:
+    if shadow is None:
+        return canvas
+    side = len(canvas)
+    shift = np.array([[1, 0, shadow[0] * side], [0, 1, shadow[1] * side]], dtype=np.float32)
+    dark = cv2.warpAffine(cv2.GaussianBlur(alpha, (0, 0), 0.018 * side), shift, (side, side))
+    return canvas * (1 - 0.5 * dark[..., None] * (1 - alpha))
+
+
+class SceneBatch(NamedTuple):
+    """Several scenes: two views of each `(scenes, 2, 3, side, side)` in [-1, 1], what is in them, in words."""
+
+    views: torch.Tensor
+    captions: list[str]
+    names: list[list[str]]
+
+
+class SceneDataset(Dataset[SceneBatch]):
+    """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each."""
 
     def __init__(
         self,
-        cutouts: list[Cutout],
-        backgrounds: list[np.ndarray],
+        cutouts: Sequence[Cutout],
+        grounds: Sequence[np.ndarray],
         *,
         side: int,
         length: int,
+        batch_size: int = 1,
         seed: int = 0,
         first: int = 0,
     ) -> None:
-        self.cutouts, self.backgrounds = cutouts, backgrounds
-        self.side, self.length, self.seed, self.first = side, length, seed, first
+        self.cutouts, self.grounds = cutouts, grounds
+        self.side, self.length, self.batch_size = side, length, batch_size
+        self.seed, self.first = seed, first
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+    def __getitem__(self, index: int) -> SceneBatch:
         if not 0 <= index < self.length:
-            raise IndexError(index)  # what ends a `for` loop over the scenes
-        random = np.random.default_rng((self.seed, self.first + index))
-        image, text = compose(self.cutouts, self.backgrounds, self.side, random)
-        return torch.from_numpy(image).permute(2, 0, 1) * 2 - 1, text
+            raise IndexError(index)  # what ends a `for` loop over the batches
+        numbers = range((self.first + index) * self.batch_size, (self.first + index + 1) * self.batch_size)
+        views, scenes = zip(*map(self._scene, numbers), strict=True)
+        names = [sorted({placed.cutout.name for placed in scene.objects}) for scene in scenes]
+        return SceneBatch(torch.stack(views), [scene.caption for scene in scenes], names)
+
+    def _scene(self, number: int) -> tuple[torch.Tensor, Scene]:
+        random = np.random.default_rng((self.seed, number))
+        scene = imagine(self.cutouts, self.grounds, random)
+        views = [render(view, self.side, random)[0] for view in (scene, moved(scene, random))]
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) * 2 - 1, scene

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-__all__ = ["build_text_encoder", "build_tokenizer"]
+__all__ = ["build_text_encoder", "build_tokenizer", "token_places"]
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -34,6 +34,16 @@ def build_tokenizer(captions: Iterable[str], *, vocabulary: int = 1200, length: 
     bpe = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(merge) for merge in bpe["merges"]]  # typed as text, taken as pairs
     return CLIPTokenizer(vocab=bpe["vocab"], merges=merges, model_max_length=length)
+
+
+def token_places(tokenizer: CLIPTokenizer, caption: str, name: str) -> list[int]:
+    """The places of a name's tokens where it is first in a caption; empty where it is not, or cut off."""
+    whole = tokenizer(caption, truncation=True).input_ids
+    part = tokenizer(name, add_special_tokens=False).input_ids
+    for start in range(len(whole) - len(part) + 1):
+        if whole[start : start + len(part)] == part:
+            return list(range(start, start + len(part)))
+    return []
 
 
 def build_text_encoder(

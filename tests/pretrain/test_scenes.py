@@ -1,34 +1,37 @@
-"""The training of the embedded model: its pictures, its scenes, and one step of it on a tiny scene."""
+"""Scenes: what they say they show is what they show, and the second view is the same scene, moved."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from PIL import Image
+from examples import CUTOUTS, GROUNDS, NAMES, noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from drift.backbone import load_latent_diffusion
-from drift.errors import InputError
-from drift.pretrain.autoencoder import build_autoencoder
-from drift.pretrain.diffusion import DiffusionTraining, save_pipeline
-from drift.pretrain.pictures import SOURCES, Cutout, find_cutouts, load_pictures
-from drift.pretrain.scenes import SceneDataset, caption
-from drift.pretrain.text import build_tokenizer
+from drift.pretrain.pictures import Cutout
+from drift.pretrain.scenes import (
+    Light,
+    PlacedObject,
+    Scene,
+    SceneDataset,
+    caption,
+    imagine,
+    moved,
+    render,
+    vocabulary_captions,
+)
+from drift.pretrain.warping import Bend, Placement, bend, similarity, warp
 
 SIDE = 32
+PLAIN = Light(1.0, (1.0, 1.0, 1.0), 0.0)
 
 
-def _noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _scenes(*, length: int = 8, **options: int) -> SceneDataset:
-    cutouts = [Cutout(_noise(48, 60, 4, seed=i), name) for i, name in enumerate(("tiger", "apple", "fern"))]
-    backgrounds = [_noise(70, 90, 3, seed=i) for i in (7, 8)]
-    return SceneDataset(cutouts, backgrounds, side=SIDE, length=length, **options)
+def batches(*, length: int = 8, **options: int) -> SceneDataset:
+    return SceneDataset(CUTOUTS, GROUNDS, side=SIDE, length=length, **options)
 
 
 @pytest.mark.parametrize(
@@ -47,111 +50,134 @@ def test_a_caption_counts_what_it_names(names: list[str], expected: str) -> None
     assert caption(names) == f"a photo of {expected}"
 
 
-def test_a_scene_is_a_picture_in_range_and_a_caption() -> None:
-    for image, text in _scenes():
-        assert image.shape == (3, SIDE, SIDE)
-        assert image.dtype == torch.float32
-        assert -1 <= image.min() < image.max() <= 1
-        assert text.startswith("a photo of ")
+def test_the_vocabulary_holds_every_name() -> None:
+    text = " ".join(vocabulary_captions(CUTOUTS))
+    assert all(name in text and f"{name}s" in text for name in NAMES)
+
+
+def test_a_batch_is_two_views_of_each_scene_and_what_is_in_them() -> None:
+    for batch in batches(batch_size=3):
+        assert batch.views.shape == (3, 2, 3, SIDE, SIDE)
+        assert batch.views.dtype == torch.float32
+        assert -1 <= batch.views.min() < batch.views.max() <= 1
+        for text, names in zip(batch.captions, batch.names, strict=True):
+            assert text.startswith("a photo of ")
+            assert all(name in text for name in names)
+            assert {name for name in NAMES if name in text} == set(names)
 
 
 def test_scenes_show_objects_and_some_show_none() -> None:
-    captions = [text for _, text in _scenes(length=60)]
+    captions = [text for batch in batches(length=20, batch_size=3) for text in batch.captions]
     assert "a photo of a landscape" in captions
-    assert all(any(name in text for text in captions) for name in ("tiger", "apple", "fern"))
+    assert all(any(name in text for text in captions) for name in NAMES)
 
 
 def test_a_scene_depends_on_its_seed_and_number_only() -> None:
-    image, text = _scenes(first=0)[5]
-    for again in (_scenes()[5], _scenes(first=5)[0], _scenes(first=3, length=3)[2]):
-        assert torch.equal(again[0], image)
-        assert again[1] == text
-    assert not torch.equal(_scenes(seed=1)[5][0], image)
-    assert not torch.equal(_scenes()[4][0], image)
+    views = batches(first=0)[5].views
+    for again in (batches()[5], batches(first=5)[0], batches(first=3, length=3)[2]):
+        assert torch.equal(again.views, views)
+    assert torch.equal(batches(batch_size=2)[2].views[1], views[0]), "however they are batched"
+    assert not torch.equal(batches(seed=1)[5].views, views)
+    assert not torch.equal(batches()[4].views, views)
 
 
 def test_the_scenes_end_at_their_length() -> None:
-    scenes = _scenes(length=3, first=5)
+    scenes = batches(length=3, first=5)
     assert len(scenes) == len(list(scenes)) == 3
     for index in (3, -1):
         with pytest.raises(IndexError):
             scenes[index]
 
 
-def test_missing_pictures_are_an_error_that_names_every_package(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 cut-outs and 0 backgrounds") as raised:
-        load_pictures(tmp_path)
-    assert str(tmp_path) in str(raised.value)
-    assert all(package in str(raised.value) for package in SOURCES)
+def disc(colour: tuple[int, int, int], name: str = "disc") -> Cutout:
+    rgba = np.zeros((64, 64, 4), dtype=np.uint8)
+    rgba[..., :3] = colour
+    cv2.circle(rgba, (32, 32), 30, (*colour, 255), -1)
+    return Cutout(rgba, name)
 
 
-@pytest.fixture
-def stamps(tmp_path: Path) -> Path:
-    """A root with two stamps of many colours, one of them held out, and two files that are no pictures."""
-    folder = tmp_path / "usr/share/tuxpaint/stamps/animals"
-    folder.mkdir(parents=True)
-    for seed, stem in enumerate(("fox", "owl")):
-        Image.fromarray(_noise(64, 80, 4, seed=seed)).save(folder / f"{stem}.png")
-    whole = (folder / "owl.png").read_bytes()
-    (folder / "cut-off.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_text("no picture", encoding="utf-8")
-    (folder / "owl.txt").write_text("A snowy owl. It hoots.\n", encoding="utf-8")
-    return tmp_path
+def scene_of(*objects: PlacedObject) -> Scene:
+    ground = np.zeros((50, 50, 3), dtype=np.uint8)
+    return Scene(ground, Placement((0.5, 0.5), 1.2, 0, False), (PLAIN,), objects, blur=0, grain=0)
 
 
-def test_unreadable_and_held_out_cut_outs_are_left_out(stamps: Path) -> None:
-    (owl,) = find_cutouts(stamps)
-    assert owl.name == "snowy owl"
-    assert np.array_equal(owl.rgba, _noise(64, 80, 4, seed=1))
+def at(x: float, y: float, cutout: Cutout, size: float = 0.4) -> PlacedObject:
+    return PlacedObject(cutout, Placement((x, y), size, 0, False), (PLAIN,))
 
 
-def test_the_sample_clip_gets_the_held_out_cut_outs_only(stamps: Path) -> None:
-    assert [cutout.name for cutout in find_cutouts(stamps, held_out=True)] == ["fox"]
+def test_objects_lie_where_they_are_placed_and_the_nearer_hides_the_farther() -> None:
+    far, near = disc((255, 0, 0)), disc((0, 255, 0))
+    scene = scene_of(at(0.3, 0.5, far), at(0.5, 0.5, near))
+    image, (far_cover, near_cover) = render(scene, 100, np.random.default_rng(0))
+    assert image[50, 50] == pytest.approx([0, 1, 0], abs=0.02)
+    assert image[50, 18] == pytest.approx([1, 0, 0], abs=0.02)
+    assert image[5, 5] == pytest.approx([0, 0, 0], abs=0.02)
+    rows, columns = np.nonzero(near_cover > 0.5)
+    assert (rows.mean(), columns.mean()) == pytest.approx((50, 50), abs=1)
+    assert len(rows) == pytest.approx(math.pi * (0.4 * 100 * 30 / 64) ** 2, rel=0.05)
+    assert far_cover[50, 50] == pytest.approx(0, abs=0.02)
+    assert (far_cover + near_cover).max() < 1.01
 
 
-def test_large_cut_outs_are_reduced_and_small_ones_refused(stamps: Path) -> None:
-    assert find_cutouts(stamps, max_side=70)[0].rgba.shape == (56, 70, 4)
-    assert find_cutouts(stamps, max_side=50) == [], "40 pixels are too few on the shorter side"
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_covers_are_shares_and_the_picture_is_in_range(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scene = moved(imagine(CUTOUTS, GROUNDS, random), random)
+    image, covers = render(scene, SIDE, random)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert len(covers) == len(scene.objects)
+    assert np.all(sum(covers, np.zeros((SIDE, SIDE))) <= 1 + 1e-4)
 
 
-def test_drawings_are_no_cut_outs(stamps: Path) -> None:
-    plain = np.full((64, 64, 4), 255, dtype=np.uint8)
-    Image.fromarray(plain).save(stamps / "usr/share/tuxpaint/stamps/animals/drawing.png")
-    assert [cutout.name for cutout in find_cutouts(stamps)] == ["snowy owl"]
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_second_view_shows_the_same_objects_a_little_elsewhere(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scene = imagine(CUTOUTS, GROUNDS, random)
+    later = moved(scene, random)
+    assert later.caption == scene.caption
+    assert later.ground is scene.ground
+    for before, after in zip(scene.objects, later.objects, strict=True):
+        assert after.cutout is before.cutout
+        assert after.placement.mirrored == before.placement.mirrored
+        assert 0.69 < after.placement.size / before.placement.size < 1.45
+        assert abs(after.placement.degrees - before.placement.degrees) <= 26 + 1e-9
+        assert np.abs(np.subtract(after.placement.centre, before.placement.centre)).max() < 0.5
 
 
-@pytest.fixture
-def training() -> DiffusionTraining:
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(caption([name]) for name in ("tiger", "apple", "fern"))
-    return DiffusionTraining(build_autoencoder(), tokenizer, max_steps=10)
+def test_imagine_gives_as_many_kinds_as_are_asked_for() -> None:
+    cutouts = [Cutout(noise(48, 60, 4, seed=i), f"thing{i}") for i in range(500)]
+    random = np.random.default_rng(0)
+    for kinds in (0, 1, 4):
+        scene = imagine(cutouts, GROUNDS, random, kinds=kinds)
+        assert len({placed.cutout.name for placed in scene.objects}) == kinds
 
 
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
-def test_one_step_has_a_finite_loss_that_trains_all_but_the_autoencoder(training: DiffusionTraining) -> None:
-    image, text = _scenes()[0]
-    loss = training.training_step((image[None], [text]), 0)
-    loss.backward()
-    assert loss.shape == ()
-    assert loss.isfinite()
-    assert all(p.grad is None for p in training.vae.parameters())
-    for part in (training.unet, training.text_encoder):
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_similarity_maps_the_centre_and_the_longest_side(mirrored: bool) -> None:
+    matrix = similarity((40, 80), Placement((0.25, 0.75), 0.5, 90, mirrored), 200, longest=True)
+    assert matrix @ (40, 20, 1) == pytest.approx((50, 150))
+    ends = [matrix @ (x, 20, 1) for x in (0, 80)]
+    assert np.linalg.norm(ends[1] - ends[0]) == pytest.approx(100)
+    assert np.linalg.det(matrix[:, :2]) * (-1 if mirrored else 1) > 0
 
 
-def test_keys_are_tied_to_queries(training: DiffusionTraining) -> None:
-    attentions = [b.attn1 for b in training.unet.modules() if isinstance(b, BasicTransformerBlock)]
-    assert attentions
-    assert all(attention.to_k.weight is attention.to_q.weight for attention in attentions)
+def test_a_strong_reduction_does_not_alias() -> None:
+    stripes = np.tile(np.uint8([[[0, 0, 0], [255, 255, 255]]]), (256, 128, 1))
+    matrix = similarity((256, 256), Placement((0.5, 0.5), 1, 0, False), 16, longest=True)
+    assert warp(stripes, matrix, 16, cv2.BORDER_REFLECT_101).std() < 3
 
 
-def test_the_saved_model_is_a_backbone_whose_keys_are_its_queries(
-    training: DiffusionTraining, tmp_path: Path
-) -> None:
-    save_pipeline(training, tmp_path)
-    backbone = load_latent_diffusion(str(tmp_path), layers=["up_blocks.1.attentions.0"], timestep=20)
-    latents = backbone.encode(torch.rand(1, 3, SIDE, SIDE))
-    assert latents.shape == (1, 16, SIDE // 8, SIDE // 8)
-    (layer,) = backbone.read(latents, torch.Generator().manual_seed(0))
-    assert layer.queries.isfinite().all()
-    assert torch.equal(layer.keys, layer.queries)
+def test_a_bend_of_nothing_changes_nothing_and_one_of_something_does() -> None:
+    layer = noise(SIDE, SIDE, 4).astype(np.float32) / 255
+    assert np.allclose(bend(layer, Bend(np.zeros((5, 5, 2), dtype=np.float32))), layer)
+    assert not np.allclose(bend(layer, Bend.drawn(np.random.default_rng(0), 0.05)), layer, atol=0.1)
+
+
+def test_light_moves_contrast_about_middle_grey() -> None:
+    grey = np.full((2, 2, 3), 0.5, dtype=np.float32)
+    assert np.allclose(Light(1.7, (1.1, 0.9, 1.0), 0.0).on(grey), 0.5)
+    assert np.allclose(Light(2.0, (1, 1, 1), 0.1).on(grey + 0.1), 0.8)
+    assert Light(9, (1, 1, 1), 0).on(grey + 0.4).max() == 1
