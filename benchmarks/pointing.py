@@ -45,7 +45,7 @@ def composites(
     cutouts: Sequence[Cutout], grounds: Sequence[np.ndarray], *, count: int, side: int, seed: int = _SEED
 ) -> list[Composite]:
     """Scenes of two objects of different names, each between a twentieth and a third of the picture."""
-    random, found = np.random.default_rng(seed), []
+    random, found = np.random.default_rng(seed), list[Composite]()
     while len(found) < count:
         scene = imagine(cutouts, grounds, random, kinds=2)
         first, last = scene.objects[0], scene.objects[-1]
@@ -110,29 +110,29 @@ def main() -> None:
     backbone = load_latent_diffusion(options.checkpoint, layers=["up_blocks.1.attentions.0"], timestep=0)
     layers = list(self_attention_layers(backbone.unet))
     scenes = composites(*load_pictures(options.pictures), count=options.count, side=224)
-    hits: dict[tuple[str, int], list[bool]] = {}
+    found: dict[tuple[str, int], list[bool]] = {}
     for composite in track(scenes, description="composites", transient=True):
         for timestep in timesteps:
             maps = name_maps(backbone, composite, layers, timestep)
             for layer, one in maps.items():
-                hits.setdefault((layer, timestep), []).extend(hits(one, composite))
-            hits.setdefault(("mean of all", timestep), []).extend(
+                found.setdefault((layer, timestep), []).extend(hits(one, composite))
+            found.setdefault(("mean of all", timestep), []).extend(
                 hits(_mean_map(list(maps.values())), composite)
             )
     chance = float(np.mean([part.mean() for scene in scenes for part in scene.shown]))
-    _print(hits, [*layers, "mean of all"], timesteps, chance)
-    figures = {f"{layer} at {timestep}": float(np.mean(one)) for (layer, timestep), one in hits.items()}
+    _print(found, [*layers, "mean of all"], timesteps, chance)
+    figures = {f"{layer} at {timestep}": float(np.mean(one)) for (layer, timestep), one in found.items()}
     write_json({"composites": len(scenes), "chance": chance, **figures}, options.json)
 
 
 def _print(
-    hits: dict[tuple[str, int], list[bool]], layers: Sequence[str], timesteps: Sequence[int], chance: float
+    found: dict[tuple[str, int], list[bool]], layers: Sequence[str], timesteps: Sequence[int], chance: float
 ) -> None:
     table = Table("cross-attention layer", title=f"pointing game: share of hits (chance: {chance:.3f})")
     for timestep in timesteps:
         table.add_column(f"τ = {timestep}", justify="right")
     for layer in layers:
-        table.add_row(layer, *(f"{np.mean(hits[layer, timestep]):.3f}" for timestep in timesteps))
+        table.add_row(layer, *(f"{np.mean(found[layer, timestep]):.3f}" for timestep in timesteps))
     Console().print(table)
 
 

@@ -36,9 +36,16 @@ __all__ = ["IMAGENET", "IMAGENET_BLOCKS", "PATCHES", "Figures", "Row", "main", "
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-PATCHES = {"affinity": "attention", "heads": "joint", "temperature": 0.05, "top_k": 5, "radius": 7}
-IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 7}
-IMAGENET_BLOCKS = (4,)
+PATCHES = {
+    "affinity": "attention",
+    "heads": "joint",
+    "temperature": 0.005,
+    "top_k": 2,
+    "radius": 5,
+    "memory_frames": 14,
+}
+IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 6, "memory_frames": 14}
+IMAGENET_BLOCKS = (4, 10)
 """Options of the rows that have no configuration, as `python -m benchmarks.tuning` found them."""
 
 
@@ -201,13 +208,13 @@ def main() -> None:
     parser.add_argument("--rows", type=lambda text: text.split(","), help="a,b: only these rows")
     parser.add_argument("--figure", type=Path, help="draw the table into this picture")
     parser.add_argument("overrides", nargs="*", help="of the model's configuration, backbone.timestep=100")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     data = Davis2016(options.root, sequences=options.sequences)
     figures = run_rows(rows(options.rows, options.overrides), data)
     _print_table(figures)
-    write_json({"sequences": len(data.sequences)} | _flat(figures), options.json)
+    write_json({"sequences": float(len(data.sequences)), **_flat(figures)}, options.json)
     if options.figure is not None:
         _draw(figures, options.figure)
 
@@ -216,7 +223,7 @@ def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, row in figures.items():
         flat |= {
-            f"J_{name}": row.scores.region.mean,
+            f"J_{name}": row.scores.jaccard.mean,
             f"F_{name}": row.scores.boundary.mean,
             f"J&F_{name}": row.scores.j_and_f,
             f"feature_seconds_{name}": row.feature_seconds,

@@ -48,7 +48,7 @@ def build_autoencoder(
     for block in vae.modules():
         if isinstance(block, ResnetBlock2D):
             nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(block.conv2.bias)
     return vae
 
 
@@ -183,7 +183,7 @@ class AutoencoderTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["vae"])
-        self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae = vae.to(memory_format=torch.channels_last)
         self.vae.decoder.requires_grad_(True)
         self.vae.post_quant_conv.requires_grad_(True)
 

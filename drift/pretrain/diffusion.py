@@ -157,7 +157,7 @@ class DiffusionTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["vae", "tokenizer", "names"])
-        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.tokenizer, self.names = tokenizer, list(names)
         self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
         self.unet = build_unet(latent_channels=vae.config["latent_channels"])

@@ -32,6 +32,7 @@ class _SceneData(L.LightningDataModule):
         self.max_steps, self.seed = max_steps, seed
 
     def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
         done, processes = self.trainer.global_step, self.trainer.world_size
         batches = SceneDataset(
             *self.pictures,

@@ -50,7 +50,8 @@ def read_scenes(module: DiffusionTraining, scenes: SceneDataset, *, most_noise: 
     steps = module.scheduler.config["num_train_timesteps"]
     kept: list[list[Tensor]] = [[] for _ in cross_attending(module.unet)]
     captions, names, weights = [], [], []
-    for batch in track(scenes, description="reading scenes", transient=True):
+    for index in track(range(len(scenes)), description="reading scenes", transient=True):
+        batch = scenes[index]
         latents = module.latents(batch.views.flatten(0, 1))
         timesteps = torch.randint(int(most_noise * steps), (len(latents),))
         noisy = module.scheduler.add_noise(latents, torch.randn_like(latents), timesteps)
@@ -82,9 +83,9 @@ def ground_names(
     pictures: tuple[Sequence[Cutout], Sequence[np.ndarray]],
     *,
     scenes: int = 1000,
-    steps: int = 400,
-    batch_size: int = 48,
-    learning_rate: float = 1e-3,
+    steps: int = 250,
+    batch_size: int = 32,
+    learning_rate: float = 3e-3,
     side: int = 224,
     seed: int = 0,
 ) -> list[float]:
@@ -115,7 +116,8 @@ def ground_names(
     losses = []
     for _ in track(range(steps), description="grounding names", transient=True):
         chosen = torch.randint(len(read.captions), (batch_size,))
-        captions, names = ([part[i] for i in chosen] for part in (read.captions, read.names))
+        captions = [read.captions[i] for i in chosen]
+        names = [read.names[i] for i in chosen]
         words = named_words(module.tokenizer, captions, names, module.encoded(captions))
         queries = [
             (block, block.attn2.to_q(tokens[chosen].float()))

@@ -31,6 +31,9 @@ __all__ = [
     "naming_loss",
 ]
 
+_SHARPNESS = 8.0
+"""Factor of the logits: with it a few places decide a picture's score, as with a maximum."""
+
 Queries = list[tuple[BasicTransformerBlock, Tensor]]
 """Blocks and their cross-attention's queries `(views, tokens, channels)`."""
 
@@ -103,10 +106,10 @@ def naming_loss(
     losses = []
     for block, projected in queries:
         attention = block.attn2
-        q = projected.unflatten(2, (attention.heads, -1)).float()
-        k = attention.to_k(keys).unflatten(1, (attention.heads, -1)).float()
-        logits = torch.einsum("vphd,whd->vpw", q, k) / math.sqrt(q.shape[-1]) / attention.heads
-        scores = logits.logsumexp(1)
+        # The sum over heads of their inner products is that of the undivided vectors.
+        products = projected.flatten(0, 1).float() @ attention.to_k(keys).float().mT
+        logits = products / math.sqrt(projected.shape[-1] / attention.heads) / attention.heads
+        scores = (_SHARPNESS * logits).unflatten(0, projected.shape[:2]).logsumexp(1)
         others = scores.masked_fill(shows, -torch.inf).logsumexp(1, keepdim=True)
         losses.append(F.softplus(others - scores))
     share = shows * weights[:, None]

@@ -130,7 +130,7 @@ def imagine(
         kinds = int(random.choice(6, p=(0.06, 0.2, 0.28, 0.22, 0.14, 0.1)))
     objects: list[PlacedObject] = []
     for _ in range(kinds):
-        cutout = cutouts[random.integers(len(cutouts))]
+        cutout = cutouts[int(random.integers(len(cutouts)))]
         copies = 1 if random.random() < 0.75 else int(random.integers(2, 4))
         size = float(np.exp(random.uniform(np.log(0.22), np.log(1.5)))) / np.sqrt(copies)
         objects.extend(_place(cutout, size, random) for _ in range(copies))
@@ -159,7 +159,7 @@ def _place(cutout: Cutout, size: float, random: np.random.Generator) -> PlacedOb
 def _ground(grounds: Sequence[np.ndarray], random: np.random.Generator) -> tuple[np.ndarray, Placement]:
     """A crop of a random wallpaper; of three tries the first with some texture."""
     for _ in range(3):
-        picture = grounds[random.integers(len(grounds))]
+        picture = grounds[int(random.integers(len(grounds)))]
         size = float(np.exp(random.uniform(0.05, 1.2)))  # of the wallpaper's shorter side
         reach = np.array(picture.shape[1::-1]) / min(picture.shape[:2]) * size
         centre = 0.5 + (reach - 1) / 2 * random.uniform(-1, 1, size=2)

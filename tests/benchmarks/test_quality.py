@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
-from examples import CUTOUTS, GROUNDS, NAMES, moving_square
+from examples import CUTOUTS, GROUNDS, NAMES, moving_square, write_davis
 
-from benchmarks import pointing, tuning
+from benchmarks import pointing, quality, tuning
 from benchmarks.quality import PATCHES, Row, run_rows, tracked
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from drift.metrics.functional import jaccard
@@ -31,7 +32,9 @@ class Clips:
 
 
 def overlap(clip, masks):
-    return jaccard(torch.from_numpy(list(masks)[-1]) > 0, torch.from_numpy(clip.truth[len(clip) - 1])).item()
+    return jaccard(
+        torch.from_numpy(list(masks)[-1]) > 0, torch.from_numpy(clip.truth[len(clip) - 1]) > 0
+    ).item()
 
 
 def test_copying_stands_still_and_flow_follows():
@@ -129,3 +132,16 @@ def test_the_maps_of_names_are_read_from_a_checkpoint(checkpoint):
     maps = pointing.name_maps(backbone, composite, ["up_blocks.1.attentions.2"], 100)
     assert maps["up_blocks.1.attentions.2"].shape[0] == len(composite.names) == 2
     assert set(composite.names) <= set(NAMES)
+
+
+def test_the_table_the_figure_and_the_json_are_written(tmp_path, monkeypatch, capsys):
+    root = write_davis(tmp_path / "data", {"ant": moving_square(4, name="ant")}, binary=True)
+    words = ["--rows", "copy,colour", "--json", str(tmp_path / "q.json"), "--figure", str(tmp_path / "q.png")]
+    monkeypatch.setattr(sys, "argv", ["quality", str(root), *words])
+    quality.main()
+    figures = json.loads((tmp_path / "q.json").read_text())
+    assert figures["sequences"] == 1
+    assert 0 < figures["J&F_copy"] < figures["J&F_colour"] <= 1
+    assert figures["J&F_colour"] == pytest.approx((figures["J_colour"] + figures["F_colour"]) / 2)
+    assert "ant" in capsys.readouterr().out
+    assert (tmp_path / "q.png").stat().st_size > 1000
