@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measuring import arguments, write_json
+from benchmarks.wrapping import WrappedBackbone
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from datamodules.davis import Davis2016
 from drift.backbone import Backbone, LayerReading
@@ -73,32 +74,24 @@ class Figures:
     propagation_seconds: float
 
 
-class _Shared:
+class _Shared(WrappedBackbone):
     """A backbone that several trackers use in turn on the same frame, and that works once for all of them."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+        super().__init__(backbone)
         self._frames: Tensor | None = None
         self._latents: Tensor | None = None
         self._readings: list[LayerReading] = []
 
-    @property
-    def device(self) -> torch.device:
-        return self._backbone.device
-
-    @property
-    def stride(self) -> int:
-        return self._backbone.stride
-
     def encode(self, frames: Tensor) -> Tensor:
         if self._latents is None or self._frames is None or not torch.equal(frames, self._frames):
-            self._frames, self._latents = frames, self._backbone.encode(frames)
+            self._frames, self._latents = frames, super().encode(frames)
             self._readings = []
         return self._latents
 
     def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
         if not self._readings:
-            self._readings = self._backbone.read(latents, generator)
+            self._readings = super().read(latents, generator)
         return self._readings
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import arguments
+from benchmarks.wrapping import WrappedBackbone
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures
 from datamodules.davis import Davis2016
 from drift.backbone import Backbone, LayerReading, load_latent_diffusion
@@ -79,25 +80,15 @@ def read_clips(backbone: Backbone, data: Davis2016, *, frames: int, seed: int = 
     return read
 
 
-class _Keeping:
+class _Keeping(WrappedBackbone):
     """A backbone that keeps what is read, in half precision."""
 
     def __init__(self, backbone: Backbone, kept: list[list[LayerReading]]) -> None:
-        self._backbone, self._kept = backbone, kept
-
-    @property
-    def device(self) -> torch.device:
-        return self._backbone.device
-
-    @property
-    def stride(self) -> int:
-        return self._backbone.stride
-
-    def encode(self, frames: Tensor) -> Tensor:
-        return self._backbone.encode(frames)
+        super().__init__(backbone)
+        self._kept = kept
 
     def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
-        readings = self._backbone.read(latents, generator)
+        readings = super().read(latents, generator)
         self._kept.append(
             [LayerReading(r.name, r.queries.half(), r.keys.half(), r.inputs.half()) for r in readings]
         )

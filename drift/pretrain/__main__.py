@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -16,9 +17,9 @@ from drift.errors import DriftError
 from drift.pretrain.autoencoder import AutoencoderTraining, build_autoencoder, set_principal_encoder
 from drift.pretrain.diffusion import DiffusionTraining, save_pipeline
 from drift.pretrain.fitting import fit
-from drift.pretrain.grounding import ground_names
 from drift.pretrain.pictures import SOURCES, Cutout, load_pictures
-from drift.pretrain.scenes import SceneDataset, vocabulary_captions
+from drift.pretrain.scene_batches import SceneDataset
+from drift.pretrain.scenes import vocabulary_captions
 from drift.pretrain.text import build_tokenizer
 
 __all__ = ["main"]
@@ -35,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
         vae = build_autoencoder()
         set_principal_encoder(vae, _some_views(pictures, options.seed + 1))
         diffusion = _train_diffusion(vae, pictures, options)
-        _ground(diffusion, pictures, options)
         _train_decoder(vae, pictures, options)
     except DriftError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--diffusion-steps", type=int, default=2600, help="steps of 4 scenes, each seen twice, at 224 x 224"
     )
     parser.add_argument(
-        "--grounding-scenes", type=int, default=600, help="scenes from which the cross-attention learns names"
+        "--matching-steps", type=int, default=2400, help="further ones, in which attention learns to match"
     )
     parser.add_argument(
         "--decoder-steps", type=int, default=400, help="steps of 6 scenes, each seen twice, at 128 x 128"
@@ -81,33 +81,40 @@ def _some_views(pictures: tuple[list[Cutout], list[np.ndarray]], seed: int) -> T
 def _train_diffusion(
     vae: AutoencoderKL, pictures: tuple[list[Cutout], list[np.ndarray]], options: argparse.Namespace
 ) -> DiffusionTraining:
-    module = DiffusionTraining(
-        vae,
-        build_tokenizer(vocabulary_captions(pictures[0])),
-        names=sorted({cutout.name for cutout in pictures[0]}),
-        max_steps=options.diffusion_steps,
-    )
+    """First to denoise, then also to match and to name, from the weights of the first on."""
+    tokenizer = build_tokenizer(vocabulary_captions(pictures[0]))
+    names = sorted({cutout.name for cutout in pictures[0]})
+    common: dict[str, Any] = {"side": 224, "batch_size": 4, "save_every": 200, "processes": options.processes}
+    first = DiffusionTraining(vae, tokenizer, names=names, max_steps=options.diffusion_steps)
     fit(
-        module,
+        first,
         pictures,
         folder=options.output / "diffusion",
         max_steps=options.diffusion_steps,
-        side=224,
-        batch_size=4,
         seed=options.seed + 2,
-        save_every=200,
-        processes=options.processes,
+        **common,
     )
-    return module
-
-
-def _ground(
-    module: DiffusionTraining, pictures: tuple[list[Cutout], list[np.ndarray]], options: argparse.Namespace
-) -> None:
-    """Grounds names and writes the loss of every step; minutes only, so it has no checkpoint."""
-    losses = ground_names(module, pictures, scenes=options.grounding_scenes, seed=options.seed + 3)
-    lines = ["step,naming", *(f"{step},{loss:.4f}" for step, loss in enumerate(losses, 1))]
-    (options.output / "grounding.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    second = DiffusionTraining(
+        vae,
+        tokenizer,
+        names=names,
+        max_steps=options.matching_steps,
+        learning_rate=5e-4,
+        orthogonality=0.0,
+        naming=0.2,
+        matching=0.2,
+        little_noise=1.5,
+    )
+    second.load_state_dict(first.state_dict())
+    fit(
+        second,
+        pictures,
+        folder=options.output / "matching",
+        max_steps=options.matching_steps,
+        seed=options.seed + 3,
+        **common,
+    )
+    return second
 
 
 def _train_decoder(

@@ -9,38 +9,21 @@ the object have in common over many pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from drift.pretrain.queries import Queries
 from drift.pretrain.text import token_places
 
-__all__ = [
-    "NamedWord",
-    "Queries",
-    "cross_attending",
-    "cross_attention_queries",
-    "named_words",
-    "naming_loss",
-]
+__all__ = ["NamedWord", "named_words", "naming_loss"]
 
 _SHARPNESS = 8.0
 """Factor of the logits: with it a few places decide a picture's score, as with a maximum."""
-
-Queries = list[tuple[BasicTransformerBlock, Tensor]]
-"""Blocks and their cross-attention's queries `(views, tokens, channels)`."""
-
-
-def cross_attending(unet: UNet2DConditionModel) -> list[BasicTransformerBlock]:
-    """The blocks with a cross-attention, in the model's own order."""
-    return [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
 
 
 @dataclass(frozen=True)
@@ -49,26 +32,6 @@ class NamedWord:
 
     name: str
     embedding: Tensor
-
-
-@contextmanager
-def cross_attention_queries(unet: UNet2DConditionModel) -> Iterator[Queries]:
-    """Within it, a forward pass of `unet` fills the yielded list, block by block."""
-    queries: Queries = []
-    handles = []
-    for block in cross_attending(unet):
-
-        def keep(
-            module: nn.Module, arguments: tuple, projected: Tensor, block: BasicTransformerBlock = block
-        ) -> None:
-            queries.append((block, projected))
-
-        handles.append(block.attn2.to_q.register_forward_hook(keep))
-    try:
-        yield queries
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def named_words(
@@ -93,7 +56,7 @@ def naming_loss(
     """Cross-entropy of each view's own names against all names that it does not show.
 
     Args:
-        queries: of all blocks that count, in equal parts.
+        queries: of the cross-attentions that count, in equal parts.
         words: of the views' own captions and of others.
         own: for each view the names in its caption.
         weights: of the views.
@@ -104,8 +67,7 @@ def naming_loss(
     keys = torch.stack([word.embedding for word in words])
     shows = torch.tensor([[word.name in names for word in words] for names in own], device=keys.device)
     losses = []
-    for block, projected in queries:
-        attention = block.attn2
+    for attention, projected in queries:
         # The sum over heads of their inner products is that of the undivided vectors.
         products = projected.flatten(0, 1).float() @ attention.to_k(keys).float().mT
         logits = products / math.sqrt(projected.shape[-1] / attention.heads) / attention.heads

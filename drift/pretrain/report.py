@@ -74,24 +74,26 @@ def reconstructed(pipeline: StableDiffusionPipeline, rgb: np.ndarray) -> np.ndar
 def _draw_losses(training: Path, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     curves = (
-        ("denoising", losses(training / "diffusion", "loss")),
-        ("naming, while denoising", losses(training / "diffusion", "naming")),
-        ("naming, while grounding", _grounding(training / "grounding.csv")),
+        ("denoising", "loss"),
+        ("naming", "naming"),
+        ("matching", "matching"),
     )
-    for axis, (title, (steps, values)) in zip(axes, curves, strict=True):
-        axis.plot(steps, values, color="0.85", linewidth=0.8)
-        axis.plot(steps, smoothed(values, 15), color="tab:blue")
+    for axis, (title, name) in zip(axes, curves, strict=True):
+        start = 0
+        for stage, colour in (("diffusion", "tab:blue"), ("matching", "tab:orange")):
+            steps, values = losses(training / stage, name)
+            if not len(steps):
+                continue
+            axis.plot(start + steps, values, color="0.85", linewidth=0.8)
+            axis.plot(start + steps, smoothed(values, 15), color=colour, label=f"stage {stage}")
+            start += steps[-1] + 1
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _grounding(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    table = np.loadtxt(path, delimiter=",", skiprows=1)
-    return table[:, 0], table[:, 1]
 
 
 def _draw_samples(pipeline: StableDiffusionPipeline, path: Path) -> None:

@@ -1,0 +1,35 @@
+"""A backbone around another one, which passes everything on: what those that keep or share work with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from drift.backbone import Backbone, LayerReading
+
+__all__ = ["WrappedBackbone"]
+
+
+class WrappedBackbone:
+    """Meets `drift.backbone.Backbone` by what `backbone` does; subclasses change one part of it."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    @property
+    def device(self) -> torch.device:
+        """The other one's."""
+        return self._backbone.device
+
+    @property
+    def stride(self) -> int:
+        """The other one's."""
+        return self._backbone.stride
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """The other one's latents."""
+        return self._backbone.encode(frames)
+
+    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
+        """The other one's readings."""
+        return self._backbone.read(latents, generator)
