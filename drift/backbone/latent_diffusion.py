@@ -12,12 +12,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from drift.backbone.attention import recorded, self_attention_layers
 from drift.backbone.interface import LayerReading
+from drift.backbone.inversion import ddim_inverted, inversion_timesteps
+from drift.backbone.precision import PRECISIONS, computing_in
 from drift.errors import OptionError
 from drift.options import choice, whole_number
 
 __all__ = ["NOISES", "LatentDiffusion"]
 
-NOISES = ("gaussian", "none")
+NOISES = ("gaussian", "ddim_inversion", "none")
 
 
 class LatentDiffusion(nn.Module):
@@ -27,9 +29,13 @@ class LatentDiffusion(nn.Module):
         vae, unet, text_encoder, tokenizer, scheduler: the model's parts, as diffusers loads them.
         layers: self-attention layers to read, by the name of their transformer ("up_blocks.1.attentions.0").
         timestep: τ, from 0 (no noise) to the scheduler's last training timestep.
-        noise: how a latent is taken to τ: `gaussian`, the forward process; `none`, as it is.
+        noise: how a latent is taken to τ: `ddim_inversion`, by the model's own deterministic path;
+            `gaussian`, the forward process; `none`, as it is.
+        inversion_steps: S, of DDIM inversion; 1 to τ. Each is a pass of the whole UNet.
         ensemble: how many draws of gaussian noise the readings are averaged over.
         prompt: the text condition; empty for the unconditional one.
+        precision: in which the model computes: `auto`, bfloat16 on an x86 CPU with instructions for it and
+            elsewhere as the trainer says; `bfloat16`; `float32`.
 
     Raises:
         OptionError: an option is out of range, or the model has no layer of that name.
@@ -47,7 +53,9 @@ class LatentDiffusion(nn.Module):
         timestep: int,
         noise: str = "gaussian",
         ensemble: int = 1,
+        inversion_steps: int = 10,
         prompt: str = "",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         known = self_attention_layers(unet)
@@ -57,15 +65,20 @@ class LatentDiffusion(nn.Module):
         whole_number("timestep", timestep, minimum=0, maximum=scheduler.config["num_train_timesteps"] - 1)
         choice("noise", noise, NOISES)
         whole_number("ensemble", ensemble, minimum=1)
+        if noise == "ddim_inversion":
+            inversion_timesteps(timestep, inversion_steps)
+        choice("precision", precision, PRECISIONS)
         if not isinstance(prompt, str):
             raise OptionError("prompt", prompt, 'a text, "" for none')
         self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.layers, self.timestep = tuple(layers), timestep
         self.noise, self.ensemble, self.prompt = noise, ensemble, prompt
+        self.inversion_steps, self.precision = inversion_steps, precision
         self._condition: Tensor | None = None
         self.eval().requires_grad_(False)
-        self.vae.to(memory_format=torch.channels_last)  # convolutions at full resolution: twice as fast
+        for part in (self.vae, self.unet):
+            part.to(memory_format=torch.channels_last)  # convolutions: up to twice as fast
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Stays in evaluation mode: the model is frozen, whatever the trainer says."""
@@ -90,7 +103,8 @@ class LatentDiffusion(nn.Module):
         Height and width must be multiples of `stride`.
         """
         images = (frames * 2 - 1).to(self.vae.dtype, memory_format=torch.channels_last)
-        latents = self.vae.encode(images).latent_dist.mode()
+        with computing_in(self.precision, self.device):
+            latents = self.vae.encode(images).latent_dist.mode().to(images.dtype)
         shift = self.vae.config.get("shift_factor") or 0.0
         return (latents - shift) * self.vae.config["scaling_factor"]
 
@@ -101,10 +115,21 @@ class LatentDiffusion(nn.Module):
         """Queries, keys and inputs of the chosen layers from one pass at τ, in float32.
 
         The pass ends where the last chosen layer has its queries and keys: nothing past that is
-        computed. Noise is drawn on the generator's device, so that a seed means the same on every one.
+        computed. DDIM inversion takes `inversion_steps` whole passes before it. Noise is drawn on the
+        generator's device, so that a seed means the same on every one.
         """
         draws = [self._read_once(self._noised(latents, generator)) for _ in range(self._draws())]
         return [_mean(readings) for readings in zip(*draws, strict=True)]
+
+    @torch.no_grad()
+    def predict(
+        self, latents: Float[Tensor, "batch channels rows columns"], timestep: int
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """The whole UNet's output for noisy latents: noise or velocity, as the scheduler's `prediction_type` says."""
+        conditions = self._conditions(len(latents))
+        with computing_in(self.precision, self.device):
+            output = self.unet(latents.to(self.unet.dtype), timestep, encoder_hidden_states=conditions)
+        return output.sample.to(latents)
 
     def _draws(self) -> int:
         return self.ensemble if self.noise == "gaussian" else 1
@@ -112,15 +137,23 @@ class LatentDiffusion(nn.Module):
     def _noised(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         if self.noise == "none":
             return latents
+        if self.noise == "ddim_inversion":
+            return ddim_inverted(
+                latents, self.predict, self.scheduler, timestep=self.timestep, steps=self.inversion_steps
+            )
         noise = torch.randn(latents.shape, generator=generator, device=generator.device)
         noise = noise.to(latents)
         return self.scheduler.add_noise(latents, noise, torch.tensor([self.timestep], device=latents.device))
 
     def _read_once(self, latents: Tensor) -> list[LayerReading]:
-        condition = self.condition().to(latents.device).expand(len(latents), -1, -1)
-        with recorded(self.unet, self.layers) as readings:
-            self.unet(latents.to(self.unet.dtype), self.timestep, encoder_hidden_states=condition)
+        conditions = self._conditions(len(latents))
+        with recorded(self.unet, self.layers) as readings, computing_in(self.precision, self.device):
+            self.unet(latents.to(self.unet.dtype), self.timestep, encoder_hidden_states=conditions)
         return [readings[name] for name in self.layers]
+
+    def _conditions(self, count: int) -> Tensor:
+        """The condition, once for each of `count` frames."""
+        return self.condition().to(self.unet.device).expand(count, -1, -1)
 
     @torch.no_grad()
     def condition(self) -> Float[Tensor, "1 tokens dim"]:

@@ -22,6 +22,7 @@ from drift.errors import InputError, OptionError
 __all__ = ["load_latent_diffusion"]
 
 _PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+_PREDICTION_TYPES = ("epsilon", "v_prediction")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _EMBEDDED = Path(__file__).parents[1] / "assets"
 _IGNORABLE = ("position_ids",)  # a buffer that older text encoders stored as a weight
@@ -36,7 +37,9 @@ def load_latent_diffusion(
     prediction_type: str | None = None,
     noise: str = "gaussian",
     ensemble: int = 1,
+    inversion_steps: int = 10,
     prompt: str = "",
+    precision: str = "float32",
 ) -> LatentDiffusion:
     """A frozen backbone from a Stable Diffusion 1.x or 2.x checkpoint, or an embedded one.
 
@@ -44,7 +47,7 @@ def load_latent_diffusion(
         checkpoint: a local folder, `embedded:NAME` for a model that ships with drift, or a Hub id.
         revision: of the Hub id; None for its newest.
         prediction_type: overrides the checkpoint's own (`epsilon` or `v_prediction`); None trusts it.
-        layers, timestep, noise, ensemble, prompt: see `LatentDiffusion`.
+        layers, timestep, noise, ensemble, inversion_steps, prompt, precision: see `LatentDiffusion`.
 
     Raises:
         InputError: the checkpoint is missing, incomplete or corrupt, or the Hub is out of reach.
@@ -53,9 +56,14 @@ def load_latent_diffusion(
     folder = _find(checkpoint, revision)
     scheduler = _load(folder, "scheduler", _load_scheduler)
     if prediction_type is not None:
-        if prediction_type not in ("epsilon", "v_prediction"):
-            raise OptionError("prediction_type", prediction_type, "epsilon, v_prediction, or null")
+        if prediction_type not in _PREDICTION_TYPES:
+            raise OptionError("prediction_type", prediction_type, ", ".join(_PREDICTION_TYPES) + ", or null")
         scheduler.register_to_config(prediction_type=prediction_type)
+    elif (found := scheduler.config["prediction_type"]) not in _PREDICTION_TYPES:
+        raise InputError(
+            f"{folder / 'scheduler'}: prediction_type {found} is not supported; it must be "
+            + " or ".join(_PREDICTION_TYPES)
+        )
     return LatentDiffusion(
         vae=_load(folder, "vae", lambda part: _load_weights(AutoencoderKL, part)),
         unet=_load(folder, "unet", lambda part: _load_weights(UNet2DConditionModel, part)),
@@ -66,7 +74,9 @@ def load_latent_diffusion(
         timestep=timestep,
         noise=noise,
         ensemble=ensemble,
+        inversion_steps=inversion_steps,
         prompt=prompt,
+        precision=precision,
     )
 
 

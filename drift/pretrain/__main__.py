@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,8 +17,7 @@ from drift.pretrain.autoencoder import AutoencoderTraining, build_autoencoder, s
 from drift.pretrain.diffusion import DiffusionTraining, save_pipeline
 from drift.pretrain.fitting import fit
 from drift.pretrain.pictures import SOURCES, Cutout, load_pictures
-from drift.pretrain.scene_batches import SceneDataset
-from drift.pretrain.scenes import vocabulary_captions
+from drift.pretrain.scenes import SceneDataset, vocabulary_captions
 from drift.pretrain.text import build_tokenizer
 
 __all__ = ["main"]
@@ -61,10 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--diffusion-steps", type=int, default=2600, help="steps of 4 scenes, each seen twice, at 224 x 224"
     )
     parser.add_argument(
-        "--matching-steps", type=int, default=2400, help="further ones, in which attention learns to match"
-    )
-    parser.add_argument(
-        "--decoder-steps", type=int, default=400, help="steps of 6 scenes, each seen twice, at 128 x 128"
+        "--decoder-steps", type=int, default=1000, help="steps of 6 scenes, each seen twice, at 128 x 128"
     )
     parser.add_argument(
         "--processes", type=int, default=1, help="processes that share every batch; 2 is faster on 2 cores"
@@ -81,40 +76,24 @@ def _some_views(pictures: tuple[list[Cutout], list[np.ndarray]], seed: int) -> T
 def _train_diffusion(
     vae: AutoencoderKL, pictures: tuple[list[Cutout], list[np.ndarray]], options: argparse.Namespace
 ) -> DiffusionTraining:
-    """First to denoise, then also to match and to name, from the weights of the first on."""
-    tokenizer = build_tokenizer(vocabulary_captions(pictures[0]))
-    names = sorted({cutout.name for cutout in pictures[0]})
-    common: dict[str, Any] = {"side": 224, "batch_size": 4, "save_every": 200, "processes": options.processes}
-    first = DiffusionTraining(vae, tokenizer, names=names, max_steps=options.diffusion_steps)
+    module = DiffusionTraining(
+        vae,
+        build_tokenizer(vocabulary_captions(pictures[0])),
+        names=sorted({cutout.name for cutout in pictures[0]}),
+        max_steps=options.diffusion_steps,
+    )
     fit(
-        first,
+        module,
         pictures,
         folder=options.output / "diffusion",
         max_steps=options.diffusion_steps,
+        side=224,
+        batch_size=4,
         seed=options.seed + 2,
-        **common,
+        save_every=200,
+        processes=options.processes,
     )
-    second = DiffusionTraining(
-        vae,
-        tokenizer,
-        names=names,
-        max_steps=options.matching_steps,
-        learning_rate=5e-4,
-        orthogonality=0.0,
-        naming=0.2,
-        matching=0.2,
-        little_noise=1.5,
-    )
-    second.load_state_dict(first.state_dict())
-    fit(
-        second,
-        pictures,
-        folder=options.output / "matching",
-        max_steps=options.matching_steps,
-        seed=options.seed + 3,
-        **common,
-    )
-    return second
+    return module
 
 
 def _train_decoder(

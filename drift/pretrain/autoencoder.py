@@ -17,7 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.pretrain.scene_batches import SceneBatch
+from drift.pretrain.scenes import SceneBatch
 from drift.pretrain.schedule import warmup_cosine
 
 __all__ = ["AutoencoderTraining", "build_autoencoder", "set_principal_encoder"]

@@ -14,11 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from drift.pretrain.matching import matching_loss
+from drift.pretrain.attentions import Queries, cross_attention_queries, self_attentions
 from drift.pretrain.naming import named_words, naming_loss
-from drift.pretrain.queries import Queries, cross_attentions, projected_queries, self_attentions
-from drift.pretrain.scene_batches import SceneBatch
-from drift.pretrain.scenes import caption
+from drift.pretrain.scenes import SceneBatch, caption
 from drift.pretrain.schedule import warmup_cosine
 from drift.pretrain.text import build_text_encoder
 
@@ -138,8 +136,6 @@ class DiffusionTraining(L.LightningModule):
         orthogonality: weight of the pull of every self-attention's projection towards a rotation, under
             which its queries and keys hold all that its input does.
         naming: weight of the naming loss, see `drift.pretrain.naming`.
-        matching: weight of the matching loss, see `drift.pretrain.matching`.
-        little_noise: timesteps are drawn as the last one times a uniform number to this power.
     """
 
     def __init__(
@@ -154,8 +150,6 @@ class DiffusionTraining(L.LightningModule):
         together: float = 0.6,
         orthogonality: float = 0.1,
         naming: float = 0.05,
-        matching: float = 0.0,
-        little_noise: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["vae", "tokenizer", "names"])
@@ -191,29 +185,19 @@ class DiffusionTraining(L.LightningModule):
         latents = self.latents(images)
         noise = torch.randn_like(latents)
         steps = self.scheduler.config["num_train_timesteps"]
-        timesteps = (torch.rand(len(latents)) ** self.hparams["little_noise"] * steps).long()
-        timesteps = timesteps.to(self.device)
+        timesteps = torch.randint(steps, (len(latents),), device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         together = float(torch.rand(())) < self.hparams["together"]
         set_self_attention(self.unet, ViewsTogether() if together else AttnProcessor2_0())
-        condition = self._condition(batch.captions)
-        with (
-            projected_queries(cross_attentions(self.unet)) as naming_queries,
-            projected_queries(self_attentions(self.unet)) as matching_queries,
-        ):
-            velocity = self.unet(noisy, timesteps, condition).sample.float()
+        with cross_attention_queries(self.unet) as queries:
+            velocity = self.unet(noisy, timesteps, self._condition(batch.captions)).sample.float()
         loss = F.mse_loss(velocity, target)
-        clearness = 1 - timesteps / steps
-        losses = {
-            "orthogonality": mean_skew(self.unet),
-            "naming": self._naming(batch, naming_queries, clearness),
-            "matching": matching_loss(
-                matching_queries, batch.seen_again, clearness.unflatten(0, (-1, 2)).prod(1)
-            ),
-        }
-        self.log_dict({"loss": loss, "loss_together" if together else "loss_alone": loss, **losses})
-        return loss + sum(self.hparams[name] * extra for name, extra in losses.items())
+        skew = mean_skew(self.unet)
+        naming = self._naming(batch, queries, 1 - timesteps / steps)
+        self.log_dict({"loss": loss, "skew": skew, "naming": naming})
+        self.log("loss_together" if together else "loss_alone", loss)
+        return loss + self.hparams["orthogonality"] * skew + self.hparams["naming"] * naming
 
     def _naming(self, batch: SceneBatch, queries: Queries, weights: Tensor) -> Tensor:
         """Every view has to tell its own names from those of others, most of all where there is little noise."""
@@ -237,9 +221,9 @@ class DiffusionTraining(L.LightningModule):
 def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
     """Writes the model in diffusers' folder layout, in half precision."""
     set_self_attention(module.unet, AttnProcessor2_0())
+    make_rotations(module.unet)
     for attention in self_attentions(module.unet):  # safetensors refuses weights that share memory
         attention.to_k.weight = torch.nn.Parameter(attention.to_q.weight.detach().clone())
-    module.vae.register_to_config(_name_or_path="")  # no path of the machine that trained it
     StableDiffusionPipeline(
         vae=module.vae,
         text_encoder=module.text_encoder,

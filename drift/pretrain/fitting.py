@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from drift.errors import InputError
 from drift.pretrain.pictures import Cutout
-from drift.pretrain.scene_batches import SceneDataset
+from drift.pretrain.scenes import SceneDataset
 
 __all__ = ["fit", "newest_whole_checkpoint"]
 

@@ -1,9 +1,8 @@
-"""The naming loss: what makes the cross-attention of a briefly trained model mean something.
+"""The naming loss: what is to make the cross-attention of a briefly trained model mean something.
 
 A caption says which objects a picture shows, not where. For every name a picture has a score, the soft
 maximum over its places of the cross-attention's logit; the names in its own caption have to score higher
-than those in others. No mask is used: that the maximum comes to lie on the object is what the name and
-the object have in common over many pictures.
+than those in others. No mask is used: that the maximum comes to lie on the object is hoped for, not asked.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from drift.pretrain.queries import Queries
+from drift.pretrain.attentions import Queries
 from drift.pretrain.text import token_places
 
 __all__ = ["NamedWord", "named_words", "naming_loss"]

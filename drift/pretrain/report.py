@@ -1,7 +1,8 @@
 """The model card's pictures: `python -m drift.pretrain.report --training FOLDER --output FOLDER`.
 
-Draws the losses of a training over its steps, whatever number of times it was resumed, and what the model
-makes: frames of the sample clip through the autoencoder, and samples for a few captions.
+Draws the losses of a training and the decoder's PSNR over its steps, whatever number of times it was
+resumed, and what the model makes: frames of the sample clip through the autoencoder, and samples for a
+few captions.
 """
 
 from __future__ import annotations
@@ -74,24 +75,17 @@ def reconstructed(pipeline: StableDiffusionPipeline, rgb: np.ndarray) -> np.ndar
 def _draw_losses(training: Path, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     curves = (
-        ("denoising", "loss"),
-        ("naming", "naming"),
-        ("matching", "matching"),
+        ("denoising", losses(training / "diffusion", "loss")),
+        ("naming", losses(training / "diffusion", "naming")),
+        ("decoder: PSNR of a training batch in dB", losses(training / "decoder", "psnr")),
     )
-    for axis, (title, name) in zip(axes, curves, strict=True):
-        start = 0
-        for stage, colour in (("diffusion", "tab:blue"), ("matching", "tab:orange")):
-            steps, values = losses(training / stage, name)
-            if not len(steps):
-                continue
-            axis.plot(start + steps, values, color="0.85", linewidth=0.8)
-            axis.plot(start + steps, smoothed(values, 15), color=colour, label=f"stage {stage}")
-            start += steps[-1] + 1
+    for axis, (title, (steps, values)) in zip(axes, curves, strict=True):
+        axis.plot(steps, values, color="0.85", linewidth=0.8)
+        axis.plot(steps, smoothed(values, 15), color="tab:blue")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

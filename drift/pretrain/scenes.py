@@ -1,16 +1,20 @@
 """Endless scenes with captions, composed from cut-outs and backgrounds, each seen twice.
 
 The second view of a scene is what one might see of it a moment later: every object and the ground have
-moved, turned, bent and changed their light.
+moved, turned, bent and changed their light. Scene `i` of a seed is always the same, so that a resumed
+training goes on where it stood.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 from drift.pretrain.pictures import Cutout
 from drift.pretrain.warping import Bend, Placement, bend, similarity, warp
@@ -19,6 +23,8 @@ __all__ = [
     "Light",
     "PlacedObject",
     "Scene",
+    "SceneBatch",
+    "SceneDataset",
     "caption",
     "imagine",
     "moved",
@@ -267,3 +273,47 @@ def _shaded(canvas: np.ndarray, alpha: np.ndarray, shadow: tuple[float, float] |
     shift = np.array([[1, 0, shadow[0] * side], [0, 1, shadow[1] * side]], dtype=np.float32)
     dark = cv2.warpAffine(cv2.GaussianBlur(alpha, (0, 0), 0.018 * side), shift, (side, side))
     return canvas * (1 - 0.5 * dark[..., None] * (1 - alpha))
+
+
+class SceneBatch(NamedTuple):
+    """Several scenes: two views of each `(scenes, 2, 3, side, side)` in [-1, 1], what is in them, in words."""
+
+    views: torch.Tensor
+    captions: list[str]
+    names: list[list[str]]
+
+
+class SceneDataset(Dataset[SceneBatch]):
+    """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each."""
+
+    def __init__(
+        self,
+        cutouts: Sequence[Cutout],
+        grounds: Sequence[np.ndarray],
+        *,
+        side: int,
+        length: int,
+        batch_size: int = 1,
+        seed: int = 0,
+        first: int = 0,
+    ) -> None:
+        self.cutouts, self.grounds = cutouts, grounds
+        self.side, self.length, self.batch_size = side, length, batch_size
+        self.seed, self.first = seed, first
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> SceneBatch:
+        if not 0 <= index < self.length:
+            raise IndexError(index)  # what ends a `for` loop over the batches
+        numbers = range((self.first + index) * self.batch_size, (self.first + index + 1) * self.batch_size)
+        views, scenes = zip(*map(self._scene, numbers), strict=True)
+        names = [sorted({placed.cutout.name for placed in scene.objects}) for scene in scenes]
+        return SceneBatch(torch.stack(views), [scene.caption for scene in scenes], names)
+
+    def _scene(self, number: int) -> tuple[torch.Tensor, Scene]:
+        random = np.random.default_rng((self.seed, number))
+        scene = imagine(self.cutouts, self.grounds, random)
+        views = [render(view, self.side, random)[0] for view in (scene, moved(scene, random))]
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) * 2 - 1, scene

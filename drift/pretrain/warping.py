@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-__all__ = ["Bend", "Placement", "bend", "bend_shifts", "similarity", "warp"]
+__all__ = ["Bend", "Placement", "bend", "similarity", "warp"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,6 @@ def warp(picture: np.ndarray, matrix: np.ndarray, side: int, border: int) -> np.
 def bend(layer: np.ndarray, by: Bend) -> np.ndarray:
     """A square layer `(side, side, channels)` float32, bent; what leaves it is lost."""
     side = len(layer)
-    shifts = bend_shifts(by, side)
+    field = cv2.resize(by.shifts, (side, side), interpolation=cv2.INTER_CUBIC) * side
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
-    return cv2.remap(layer, columns + shifts[..., 0], rows + shifts[..., 1], cv2.INTER_LINEAR)
-
-
-def bend_shifts(by: Bend, side: int) -> np.ndarray:
-    """How far from each pixel, `(side, side, 2)` in x and y, a bent layer fetches what it shows there."""
-    return cv2.resize(by.shifts, (side, side), interpolation=cv2.INTER_CUBIC) * side
+    return cv2.remap(layer, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR)

@@ -40,6 +40,14 @@ def test_a_schedule_published_with_another_scheduler_is_kept(copied):
     assert load(copied).scheduler.config["beta_end"] == 0.013
 
 
+def test_a_prediction_type_that_is_not_supported_is_refused(copied):
+    file = copied / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(InputError, match=r"scheduler: prediction_type sample is not supported"):
+        load(copied)
+    assert load(copied, prediction_type="epsilon").scheduler.config["prediction_type"] == "epsilon"
+
+
 def test_the_model_is_frozen_and_stays_in_evaluation_mode(checkpoint):
     backbone = load(checkpoint).train()
     assert not any(p.requires_grad for p in backbone.parameters())

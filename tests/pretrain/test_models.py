@@ -12,6 +12,7 @@ from examples import CUTOUTS, GROUNDS, NAMES
 from torch.nn import functional as F
 
 from drift.backbone import load_latent_diffusion
+from drift.pretrain.attentions import cross_attention_queries, self_attentions
 from drift.pretrain.autoencoder import AutoencoderTraining, build_autoencoder, set_principal_encoder
 from drift.pretrain.diffusion import (
     DiffusionTraining,
@@ -22,9 +23,7 @@ from drift.pretrain.diffusion import (
     set_self_attention,
 )
 from drift.pretrain.naming import NamedWord, named_words, naming_loss
-from drift.pretrain.queries import cross_attentions, projected_queries, self_attentions
-from drift.pretrain.scene_batches import SceneBatch, SceneDataset
-from drift.pretrain.scenes import caption, vocabulary_captions
+from drift.pretrain.scenes import SceneBatch, SceneDataset, caption, vocabulary_captions
 from drift.pretrain.text import build_tokenizer, token_places
 
 SIDE = 32
@@ -100,7 +99,7 @@ def test_the_decoder_learns_and_the_encoder_stays() -> None:
     images = views()
     set_principal_encoder(vae, images)
     module = AutoencoderTraining(vae, max_steps=10)
-    batch = SceneBatch(images.unflatten(0, (-1, 2)), [], [], torch.empty(0))
+    batch = SceneBatch(images.unflatten(0, (-1, 2)), [], [])
     before = {name: value.clone() for name, value in vae.encoder.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     losses = []
@@ -209,7 +208,7 @@ def test_named_words_are_the_means_over_their_tokens() -> None:
 
 
 def test_the_naming_loss_falls_to_a_name_that_is_found_anywhere(training: DiffusionTraining) -> None:
-    with projected_queries(cross_attentions(training.unet)) as queries, torch.no_grad():
+    with cross_attention_queries(training.unet) as queries, torch.no_grad():
         training.unet(torch.randn(2, 16, 8, 8), 20, encoder_hidden_states=torch.zeros(2, 77, 128))
     assert len(queries) == len(self_attentions(training.unet))
     words = [NamedWord(name, torch.randn(128)) for name in NAMES]

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.pretrain.pictures import Cutout
-from drift.pretrain.scene_batches import SceneDataset
 from drift.pretrain.scenes import (
     Light,
     PlacedObject,
     Scene,
+    SceneDataset,
     caption,
     imagine,
     moved,

@@ -234,6 +234,8 @@ class TestBadInput:
             ("propagation.radius=-1", ["propagation.radius=-1", "0 or more"]),
             ("propagation.affinity=x", ["propagation.affinity=x", "attention, cosine"]),
             ("backbone.timestep=1000", ["backbone.timestep=1000", "0 to 999"]),
+            ("backbone.precision=half", ["backbone.precision=half", "auto, bfloat16, float32"]),
+            ("backbone.noise=ddim", ["backbone.noise=ddim", "gaussian, ddim_inversion, none"]),
             ("backbone.layers=[x]", ["backbone.layers=", "up_blocks.2.attentions.0"]),
             ("backbone=sd99", ["backbone=sd99", "sd21", "tiny"]),
             ("data=nowhere", ["data=nowhere", "davis2016"]),
