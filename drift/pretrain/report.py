@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from drift.image_files import read_frame
 
-__all__ = ["losses", "main", "psnr", "reconstructed", "smoothed"]
+__all__ = ["losses", "main", "reconstructed", "smoothed"]
 
 _CAPTIONS = (
     "a photo of a strawberry",
@@ -37,6 +38,9 @@ def losses(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     Args:
         folder: of the training, which holds `log/from_STEP/metrics.csv`.
         name: the figure's column.
+
+    Returns:
+        Both `(logged,)`, steps rising; empty where the figure was never logged.
     """
     starts = sorted(folder.glob("log/from_*/metrics.csv"), key=lambda path: int(path.parent.name[5:]))
     values: dict[int, float] = {}
@@ -55,12 +59,6 @@ def smoothed(values: np.ndarray, width: int = 9) -> np.ndarray:
     """The running mean over `width` values, over fewer at the ends."""
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures."""
-    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error))
 
 
 @torch.no_grad()
@@ -91,12 +89,16 @@ def _draw_losses(training: Path, path: Path) -> None:
 
 
 def _draw_samples(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    frame = read_frame(next(iter(sorted((_SAMPLE).rglob("*.jpg")))))
+    frame = read_frame(min(_SAMPLE.rglob("*.jpg")))
     back = reconstructed(pipeline, frame)
+    whole, again = (
+        torch.from_numpy(rgb.astype(np.float32)) for rgb in (frame[: len(back), : back.shape[1]], back)
+    )
+    psnr = peak_signal_noise_ratio(again, whole, data_range=255.0)
     figure, axes = plt.subplots(2, 4, figsize=(11, 5.6), layout="constrained")
     pictures: list[tuple[str, np.ndarray | Image.Image]] = [
         ("frame of the sample clip", frame),
-        (f"decoded, {psnr(frame[: len(back), : back.shape[1]], back):.1f} dB", back),
+        (f"decoded, {float(psnr):.1f} dB", back),
     ]
     crop = (slice(100, 220), slice(300, 460))
     pictures += [("detail", frame[crop]), ("detail, decoded", back[crop])]

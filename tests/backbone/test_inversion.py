@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import drift
 from drift.backbone import load_latent_diffusion
@@ -96,14 +96,8 @@ def embedded() -> tuple:
     return backbone, backbone.encode(crops)
 
 
-def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of latents, whose values span about 6."""
-    span = float(one.max() - one.min())
-    return 10 * math.log10(span**2 / float((one - other).square().mean()))
-
-
 def there_and_back(embedded: tuple, steps: int, prediction_type: str = "v_prediction") -> float:
-    """Inverted with the model's output taken for `prediction_type`, sampled with what it truly is, by diffusers."""
+    """PSNR in dB: inverted with the output taken for `prediction_type`, sampled by diffusers with what it is."""
     backbone, latents = embedded
     taken_for = schedule(prediction_type)
     noisy = ddim_inverted(latents, backbone.predict, taken_for, timestep=500, steps=steps)
@@ -111,7 +105,8 @@ def there_and_back(embedded: tuple, steps: int, prediction_type: str = "v_predic
     own.set_timesteps(1000 * steps // 500)
     for timestep in inversion_timesteps(500, steps)[::-1]:
         noisy = own.step(backbone.predict(noisy, timestep), timestep, noisy).prev_sample
-    return psnr(latents, noisy)
+    span = float(latents.max() - latents.min())
+    return float(peak_signal_noise_ratio(noisy, latents, data_range=span))
 
 
 def test_sampling_back_returns_the_latents(embedded: tuple) -> None:

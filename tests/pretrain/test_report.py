@@ -1,13 +1,12 @@
-"""The model card's figures: losses over resumed trainings, and how close a picture comes back."""
+"""The model card's figures: losses over resumed trainings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from drift.pretrain.report import losses, psnr, smoothed
+from drift.pretrain.report import losses, smoothed
 
 
 def write_log(folder: Path, start: int, rows: dict[int, float]) -> None:
@@ -29,8 +28,3 @@ def test_what_was_trained_again_after_a_resume_replaces_what_was_lost(tmp_path: 
 def test_smoothing_keeps_a_constant_and_the_length() -> None:
     assert np.allclose(smoothed(np.full(20, 3.0)), 3.0)
     assert len(smoothed(np.arange(4.0))) >= 4
-
-
-def test_psnr_of_a_difference_of_one_level() -> None:
-    one = np.zeros((4, 4, 3), dtype=np.uint8)
-    assert psnr(one, one + 1) == pytest.approx(48.13, abs=0.01)
