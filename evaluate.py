@@ -9,6 +9,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from drift.adaptation.setup import folder_to_use
 from drift.callbacks import Dashboard, ResultsWriter
 from drift.command_line import build, options_of, prepare_output, run
 from drift.errors import DriftError
@@ -31,10 +32,13 @@ def evaluate(config: DictConfig) -> DavisScores:
         data.setup()
     backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
     with options_of("propagation"):
-        make_tracker(backbone)  # each clip gets its own; this one only tells what its options lack
+        tracker = make_tracker(backbone)  # each clip gets its own; this one only tells what its options lack
+    with options_of("adaptation"):
+        adapters = folder_to_use(build(config, "adaptation"), backbone, tracker, folder / "adapters")
     module = TrackingModule(
         backbone,
         make_tracker=make_tracker,
+        adapters=adapters,
         sequences=data.sequences,
         output=OutputFolder(folder, overlays=config.output.overlays),
         progress=ProgressBars(console, enabled=config.output.progress and console.is_terminal),

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.measuring import arguments, peak_process_bytes, report
 from datamodules.sample import Sample
+from drift.adaptation.setup import folder_to_use
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.module import TrackingModule
@@ -56,9 +57,12 @@ def run(frames: int, side: int) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("evaluate")
     with tempfile.TemporaryDirectory() as folder:
+        backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
+        settings = build(config, "adaptation")
         module = TrackingModule(
-            build(config, "backbone"),
-            make_tracker=build(config, "propagation"),
+            backbone,
+            make_tracker=make_tracker,
+            adapters=folder_to_use(settings, backbone, make_tracker(backbone), Path(folder) / "adapters"),
             sequences=[clip.name],
             output=OutputFolder(Path(folder)),
         )

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import arguments, write_json
 from drift.backbone import LatentDiffusion, load_latent_diffusion
-from drift.backbone.attention import self_attention_layers
-from drift.backbone.cross_attention import cross_attention_recorded
+from drift.backbone.attention import recorded, self_attention_layers
 from drift.pretrain.pictures import Cutout, load_pictures
 from drift.pretrain.scenes import Scene, imagine, render
 from drift.pretrain.text import token_places
@@ -76,11 +75,11 @@ def name_maps(
     tokens = backbone.tokenizer(composite.caption, padding="max_length", return_tensors="pt").input_ids
     condition = backbone.text_encoder(tokens).last_hidden_state
     places = [token_places(backbone.tokenizer, composite.caption, name) for name in composite.names]
-    with cross_attention_recorded(backbone.unet, layers) as maps:
+    with recorded(backbone.unet, [], cross=layers) as recording:
         backbone.unet(noisy, timestep, encoder_hidden_states=condition)
     return {
-        layer: torch.stack([each[0, ..., where].mean((0, -1)) for where in places])
-        for layer, each in maps.items()
+        layer: torch.stack([reading.logits().softmax(-1)[0, ..., where].mean((0, -1)) for where in places])
+        for layer, reading in recording.cross_attention.items()
     }
 
 

@@ -89,9 +89,11 @@ class _Shared(WrappedBackbone):
             self._readings = []
         return self._latents
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
         if not self._readings:
-            self._readings = super().read(latents, generator)
+            self._readings = super().read(latents, generator, condition=condition)
         return self._readings
 
 

@@ -61,7 +61,9 @@ class _Replayed:
     def encode(self, frames: Tensor) -> Tensor:
         return frames
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
         readings = {reading.name: reading for reading in next(self._readings)}
         return [readings[name] for name in self._layers or readings]
 
@@ -87,8 +89,10 @@ class _Keeping(WrappedBackbone):
         super().__init__(backbone)
         self._kept = kept
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
-        readings = super().read(latents, generator)
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
+        readings = super().read(latents, generator, condition=condition)
         self._kept.append(
             [LayerReading(r.name, r.queries.half(), r.keys.half(), r.inputs.half()) for r in readings]
         )

@@ -30,6 +30,8 @@ class WrappedBackbone:
         """The other one's latents."""
         return self._backbone.encode(frames)
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
         """The other one's readings."""
-        return self._backbone.read(latents, generator)
+        return self._backbone.read(latents, generator, condition=condition)

@@ -54,8 +54,10 @@ class ColourPatches:
         """The patches of RGB frames `(batch, 3, height, width)` in [0, 1]."""
         return F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4)
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
-        """The one layer; draws no noise."""
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
+        """The one layer; draws no noise and knows no condition."""
         tokens = latents.permute(0, 2, 3, 1)
         squares = tokens.square().sum(-1, keepdim=True)
         queries = torch.cat([2 * tokens, torch.ones_like(squares)], dim=-1)
@@ -84,8 +86,10 @@ class ImageNetFeatures:
         """RGB frames `(batch, 3, height, width)` in [0, 1], in the network's range."""
         return (frames * 255 - 127) / 128
 
-    def read(self, latents: Tensor, generator: torch.Generator) -> list[LayerReading]:
-        """The one layer; draws no noise."""
+    def read(
+        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+    ) -> list[LayerReading]:
+        """The one layer; draws no noise and knows no condition."""
         network = self._network
         features = network._swish(network._bn0(network._conv_stem(latents)))
         outputs: list[Tensor] = []

@@ -101,6 +101,7 @@ class Dashboard(L.Callback):
         """Logs one clip; its step is the number of the clip."""
         assert isinstance(pl_module, TrackingModule)
         numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
+        numbers |= {f"{outputs.name}/adaptation/{key}": value for key, value in outputs.adaptation.items()}
         if trainer.world_size == 1:
             numbers |= _scores(pl_module.score.compute(), outputs.name)
         for logger in trainer.loggers:

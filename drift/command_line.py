@@ -96,6 +96,7 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     keep_freed_memory()
+    sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
     status = 0
 
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
@@ -140,6 +141,18 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, 2**30)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _with_choices_below(word: str, config_dir: Path) -> str:
+    """`experiment=glob(ablation/*)` as a list of choices: Hydra's own glob does not look into folders of a group."""
+    found = re.fullmatch(r"(\w+)=glob\(([\w/*?-]+/[\w*?-]+)\)", word)
+    if not found:
+        return word
+    group, pattern = found.groups()
+    choices = sorted(
+        path.relative_to(config_dir / group) for path in (config_dir / group).glob(f"{pattern}.yaml")
+    )
+    return f"{group}=" + ",".join(path.with_suffix("").as_posix() for path in choices) if choices else word
 
 
 def _fail(line: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from drift.adaptation.checkpoints import AdapterFolder
+from drift.adapter import Adapter
 from drift.backbone.interface import Backbone
+from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.metrics.davis import DavisScore, scored_frames
@@ -24,7 +28,9 @@ from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
 from drift.stopwatch import Stopwatch
 
-__all__ = ["TrackingModule"]
+__all__ = ["TrackingModule", "adapted"]
+
+_log = logging.getLogger(__name__)
 
 
 class TrackingModule(L.LightningModule):
@@ -32,7 +38,8 @@ class TrackingModule(L.LightningModule):
 
     Args:
         backbone: an `nn.Module` that meets `Backbone`; moved by the trainer.
-        make_tracker: gives a fresh tracker for a clip, from the backbone and a stopwatch.
+        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter and a stopwatch.
+        adapters: gives, or learns, each clip's adapter.
         sequences: the names of all clips, for the score.
         output: where to write.
         progress: where to show progress, or None.
@@ -44,6 +51,7 @@ class TrackingModule(L.LightningModule):
         backbone: Backbone,
         *,
         make_tracker: Callable[..., Tracker],
+        adapters: AdapterFolder,
         sequences: Sequence[str],
         output: OutputFolder,
         progress: ProgressBars | None = None,
@@ -52,7 +60,7 @@ class TrackingModule(L.LightningModule):
         super().__init__()
         assert isinstance(backbone, nn.Module)
         self.backbone = backbone
-        self.make_tracker = make_tracker
+        self.make_tracker, self.adapters = make_tracker, adapters
         self.score = DavisScore(sequences)
         self.output = output
         self.progress = progress
@@ -63,14 +71,15 @@ class TrackingModule(L.LightningModule):
         return batch
 
     def predict_step(self, clip: Clip, batch_idx: int = 0) -> ClipResult:
-        """Tracks one clip. Its files are written while it runs, and whole when it returns."""
+        """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns."""
         stopwatch, decoding = Stopwatch(self.backbone.device), Stopwatch()
-        start = time.perf_counter()
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
+        adapter = adapted(clip, self.backbone, self.adapters)
+        start = time.perf_counter()
         figure, point = None, (0, 0)
         with ClipOutput(clip, self.output, self.score) as written:
-            tracker = self.make_tracker(self.backbone, stopwatch=stopwatch)
+            tracker = self.make_tracker(self.backbone, adapter=adapter, stopwatch=stopwatch)
             for index, frame, given in prefetched(_decoded(clip, decoding)):
                 mask, objects = self._track(tracker, clip, index, frame, given)
                 written.add(index, frame, mask, objects)
@@ -88,6 +97,8 @@ class TrackingModule(L.LightningModule):
             stages={**decoding.seconds, **stopwatch.seconds, **written.stopwatch.seconds},
             overlay=self.output.overlay(clip) if self.output.overlays else None,
             attention=figure,
+            adaptation=adapter.figures,
+            warning=adapter.warning,
         )
 
     def _track(
@@ -124,6 +135,7 @@ class TrackingModule(L.LightningModule):
     def clip_line(self, result: ClipResult) -> str:
         """One line on a clip that is done: its scores and speed."""
         speed = f"{result.frames} frames, {1 / result.seconds_per_frame:.2f} frames/s"
+        warning = f"\n  [yellow]warning: {result.name}: {result.warning}[/]" if result.warning else ""
         score = next((s for s in self.score.compute().sequences if s.sequence == result.name), None)
         if score is None:
             has_none = not len(scored_frames(result.frames))
@@ -132,9 +144,25 @@ class TrackingModule(L.LightningModule):
                 if has_none
                 else "not scored (no true masks)"
             )
-            return f"[bold]{result.name}[/]  {reason}  ({speed})"
+            return f"[bold]{result.name}[/]  {reason}  ({speed}){warning}"
         j, f = score.jaccard.mean, score.boundary.mean
-        return f"[bold]{result.name}[/]  J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}  ({speed})"
+        return f"[bold]{result.name}[/]  J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}  ({speed}){warning}"
+
+
+def adapted(clip: Clip, backbone: Backbone, adapters: AdapterFolder) -> Adapter:
+    """A clip's adapter; one that could not be learned is warned of.
+
+    Raises:
+        InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
+    """
+    assert isinstance(backbone, LatentDiffusion)
+    try:
+        adapter = adapters.adapter(clip, backbone)
+    except InputError as error:
+        raise error if clip.name in str(error) else InputError(f"{clip.name}: {error}") from None
+    if adapter.warning:
+        _log.warning("%s: %s", clip.name, adapter.warning)
+    return adapter
 
 
 def _decoded(clip: Clip, stopwatch: Stopwatch) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:

@@ -46,6 +46,13 @@ class Backbone(Protocol):
         """Latents of RGB frames in [0, 1] whose height and width are multiples of `stride`."""
 
     def read(
-        self, latents: Float[Tensor, "batch channels rows columns"], generator: torch.Generator
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        generator: torch.Generator,
+        *,
+        condition: Float[Tensor, "groups tokens dim"] | None = None,
     ) -> list[LayerReading]:
-        """The chosen layers' readings, in the order in which they were chosen; noise is drawn from `generator`."""
+        """The chosen layers' readings, in the order in which they were chosen; noise is drawn from `generator`.
+
+        Under `condition`, the mean over its groups; None for the backbone's own. One that has none ignores it.
+        """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from drift.backbone.attention import recorded, self_attention_layers
+from drift.backbone.attention import chosen_layers, recorded, self_attention_layers
 from drift.backbone.interface import LayerReading
 from drift.backbone.inversion import ddim_inverted, inversion_timesteps
 from drift.backbone.precision import PRECISIONS, computing_in
@@ -34,6 +36,7 @@ class LatentDiffusion(nn.Module):
         inversion_steps: S, of DDIM inversion; 1 to τ. Each is a pass of the whole UNet.
         ensemble: how many draws of gaussian noise the readings are averaged over.
         prompt: the text condition; empty for the unconditional one.
+        source: what the parts were loaded from, for `description`.
         precision: in which the model computes: `auto`, bfloat16 on an x86 CPU with instructions for it and
             elsewhere as the trainer says; `bfloat16`; `float32`.
 
@@ -55,6 +58,7 @@ class LatentDiffusion(nn.Module):
         ensemble: int = 1,
         inversion_steps: int = 10,
         prompt: str = "",
+        source: str = "",
         precision: str = "float32",
     ) -> None:
         super().__init__()
@@ -74,7 +78,7 @@ class LatentDiffusion(nn.Module):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.layers, self.timestep = tuple(layers), timestep
         self.noise, self.ensemble, self.prompt = noise, ensemble, prompt
-        self.inversion_steps, self.precision = inversion_steps, precision
+        self.inversion_steps, self.precision, self.source = inversion_steps, precision, source
         self._condition: Tensor | None = None
         self.eval().requires_grad_(False)
         for part in (self.vae, self.unet):
@@ -94,6 +98,30 @@ class LatentDiffusion(nn.Module):
         """Pixels per latent: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
+    @property
+    def description(self) -> dict[str, object]:
+        """What readings depend on: where the model comes from, its weights, and how it is read."""
+        described = {
+            "checkpoint": self.source,
+            "weights": _fingerprint([self.unet, self.text_encoder, self.vae]),
+            "prediction_type": self.scheduler.config["prediction_type"],
+            "layers": list(self.layers),
+            "timestep": self.timestep,
+            "noise": self.noise,
+            "prompt": self.prompt,
+        }
+        if self.noise == "gaussian":
+            described["ensemble"] = self.ensemble
+        if self.noise == "ddim_inversion":
+            described["inversion_steps"] = self.inversion_steps
+        return described
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """How many heads each chosen layer has."""
+        layers = chosen_layers(self.unet, self.layers)
+        return {name: int(block.attn1.heads) for name, (_, block) in layers.items()}
+
     @torch.no_grad()
     def encode(
         self, frames: Float[Tensor, "batch 3 height width"]
@@ -110,50 +138,89 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def read(
-        self, latents: Float[Tensor, "batch channels rows columns"], generator: torch.Generator
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        generator: torch.Generator,
+        *,
+        condition: Float[Tensor, "groups tokens dim"] | None = None,
     ) -> list[LayerReading]:
         """Queries, keys and inputs of the chosen layers from one pass at τ, in float32.
 
         The pass ends where the last chosen layer has its queries and keys: nothing past that is
         computed. DDIM inversion takes `inversion_steps` whole passes before it. Noise is drawn on the
-        generator's device, so that a seed means the same on every one.
+        generator's device, so that a seed means the same on every one. Under a condition of several groups
+        there is such a pass, or such passes, for each, with the same noise; the readings are their mean.
         """
-        draws = [self._read_once(self._noised(latents, generator)) for _ in range(self._draws())]
+        groups = [self.condition()] if condition is None else condition.split(1)
+        draws = []
+        for _ in range(self._draws()):
+            noise = self._noise(latents, generator)
+            for group in groups:
+                draws.append(self._read_once(self._noised(latents, noise, group), group))
         return [_mean(readings) for readings in zip(*draws, strict=True)]
 
     @torch.no_grad()
     def predict(
-        self, latents: Float[Tensor, "batch channels rows columns"], timestep: int
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        timestep: int,
+        *,
+        condition: Float[Tensor, "1 tokens dim"] | None = None,
     ) -> Float[Tensor, "batch channels rows columns"]:
         """The whole UNet's output for noisy latents: noise or velocity, as the scheduler's `prediction_type` says."""
-        conditions = self._conditions(len(latents))
+        conditions = self._conditions(condition, len(latents))
         with computing_in(self.precision, self.device):
             output = self.unet(latents.to(self.unet.dtype), timestep, encoder_hidden_states=conditions)
         return output.sample.to(latents)
 
+    @torch.no_grad()
+    def noised(
+        self, latents: Float[Tensor, "batch channels rows columns"], generator: torch.Generator
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Clean latents taken to τ as `noise` says, under the backbone's own prompt; one draw."""
+        return self._noised(latents, self._noise(latents, generator), self.condition())
+
+    def denoising_target(
+        self,
+        clean: Float[Tensor, "batch channels rows columns"],
+        noisy: Float[Tensor, "batch channels rows columns"],
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """What the UNet should say of noisy latents at τ: their noise, or velocity."""
+        kept = self.scheduler.alphas_cumprod[self.timestep].to(clean)
+        noise = (noisy - kept.sqrt() * clean) / (1 - kept).sqrt()
+        if self.scheduler.config["prediction_type"] == "v_prediction":
+            return kept.sqrt() * noise - (1 - kept).sqrt() * clean
+        return noise
+
     def _draws(self) -> int:
         return self.ensemble if self.noise == "gaussian" else 1
 
-    def _noised(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+    def _noise(self, latents: Tensor, generator: torch.Generator) -> Tensor | None:
+        if self.noise != "gaussian":
+            return None
+        return torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+
+    def _noised(self, latents: Tensor, noise: Tensor | None, condition: Tensor) -> Tensor:
+        if noise is not None:
+            timesteps = torch.tensor([self.timestep], device=latents.device)
+            return self.scheduler.add_noise(latents, noise, timesteps)
         if self.noise == "none":
             return latents
-        if self.noise == "ddim_inversion":
-            return ddim_inverted(
-                latents, self.predict, self.scheduler, timestep=self.timestep, steps=self.inversion_steps
-            )
-        noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-        noise = noise.to(latents)
-        return self.scheduler.add_noise(latents, noise, torch.tensor([self.timestep], device=latents.device))
+        predict = partial(self.predict, condition=condition)
+        return ddim_inverted(
+            latents, predict, self.scheduler, timestep=self.timestep, steps=self.inversion_steps
+        )
 
-    def _read_once(self, latents: Tensor) -> list[LayerReading]:
-        conditions = self._conditions(len(latents))
-        with recorded(self.unet, self.layers) as readings, computing_in(self.precision, self.device):
+    def _read_once(self, latents: Tensor, condition: Tensor) -> list[LayerReading]:
+        conditions = self._conditions(condition, len(latents))
+        with recorded(self.unet, self.layers) as recording, computing_in(self.precision, self.device):
             self.unet(latents.to(self.unet.dtype), self.timestep, encoder_hidden_states=conditions)
-        return [readings[name] for name in self.layers]
+        return [recording.self_attention[name] for name in self.layers]
 
-    def _conditions(self, count: int) -> Tensor:
-        """The condition, once for each of `count` frames."""
-        return self.condition().to(self.unet.device).expand(count, -1, -1)
+    def _conditions(self, condition: Tensor | None, count: int) -> Tensor:
+        """A condition, or the backbone's own, once for each of `count` frames."""
+        chosen = self.condition() if condition is None else condition
+        return chosen.to(self.unet.device, self.unet.dtype).expand(count, -1, -1)
 
     @torch.no_grad()
     def condition(self) -> Float[Tensor, "1 tokens dim"]:
@@ -167,7 +234,8 @@ class LatentDiffusion(nn.Module):
                 return_tensors="pt",
             )
             ids = tokens.input_ids.to(self.text_encoder.device)
-            self._condition = self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
+            with torch.inference_mode(False):  # a prompt is optimised from it
+                self._condition = self.text_encoder(ids.clone()).last_hidden_state.to(self.unet.dtype)
         return self._condition
 
     def _prompt_length(self) -> int:
@@ -181,3 +249,13 @@ def _mean(readings: Sequence[LayerReading]) -> LayerReading:
         return torch.stack([getattr(reading, part).float() for reading in readings]).mean(0)
 
     return LayerReading(readings[0].name, mean("queries"), mean("keys"), mean("inputs"))
+
+
+def _fingerprint(parts: Sequence[nn.Module]) -> str:
+    """A hash of a few numbers of every weight: tells models apart without reading all of them."""
+    found = hashlib.sha256()
+    for part in parts:
+        for name, weight in part.state_dict().items():
+            found.update(name.encode() + str(tuple(weight.shape)).encode())
+            found.update(weight.flatten()[:8].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]

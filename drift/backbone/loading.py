@@ -76,6 +76,7 @@ def load_latent_diffusion(
         ensemble=ensemble,
         inversion_steps=inversion_steps,
         prompt=prompt,
+        source=checkpoint if revision is None else f"{checkpoint}@{revision}",
         precision=precision,
     )
 

@@ -10,10 +10,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from drift.adapter import Adapter
 from drift.backbone.interface import Backbone
 from drift.errors import InputError
 from drift.options import choice, non_negative, positive, whole_number
-from drift.propagation.affinity import AFFINITIES, HEADS, comparable_tokens
+from drift.propagation.affinity import AFFINITIES, HEADS, Comparison, comparisons
 from drift.propagation.kernel import attention_map, propagate
 from drift.propagation.labels import (
     SoftLabels,
@@ -40,12 +41,15 @@ class Tracker:
     Args:
         backbone: reads queries and keys of a frame.
         affinity: `attention` (Q Kᵀ / √dim) or `cosine` (of the layers' inputs).
-        heads: `separate` (one attention map per head) or `joint` (their logits summed per layer).
+        heads: `separate` (one attention map per head), `joint` (their logits summed per layer) or `fused`
+            (summed over all layers).
         temperature: divides the logits.
         top_k: keys that a query keeps over all memory frames; None for all.
         radius: reach in tokens of the finest layer read; None for the whole frame.
         memory_frames: predicted frames that are remembered, beside those whose mask was given.
         min_confidence: an object that is nowhere at least this probable gets an empty mask.
+        adapter: the prompts and head weights learned for this clip; None for the backbone's prompt and equal
+            weights.
         seed: of the noise that the backbone adds.
         stopwatch: counts the stages `encode`, `unet` and `kernel`.
 
@@ -64,6 +68,7 @@ class Tracker:
         radius: int | None = 12,
         memory_frames: int = 7,
         min_confidence: float = 0.0,
+        adapter: Adapter | None = None,
         seed: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> None:
@@ -77,13 +82,14 @@ class Tracker:
         self.affinity, self.heads = affinity, heads
         self.temperature, self.top_k, self.radius = temperature, top_k, radius
         self.min_confidence = min_confidence
+        self.adapter = adapter or Adapter()
         self.memory = Memory(memory_frames)
         self.object_ids: tuple[int, ...] = ()
         self.stopwatch = stopwatch or Stopwatch()
         self._generator = torch.Generator().manual_seed(seed)
         self._frame_size: tuple[int, int] | None = None
         self._next_index = 0
-        self._queries: list[Tensor] = []
+        self._compared: list[Comparison] = []
         self._attended: list[RememberedFrame] = []
 
     @torch.inference_mode()
@@ -106,13 +112,13 @@ class Tracker:
         self._check(tuple(frame.shape), given)
         if given is not None and not given.any():
             given = None  # on a later frame: it brings no object
-        queries, keys = self._read(torch.as_tensor(frame))
-        self._queries, self._attended = queries, self.memory.frames()
-        grid = _finest([tokens.shape[1:3] for tokens in keys])
+        compared = self._read(torch.as_tensor(frame))
+        self._compared, self._attended = compared, self.memory.frames()
+        grid = _finest([one.keys.shape[1:3] for one in compared])
         with self.stopwatch.stage("kernel"):
-            labels = self._propagate(queries, grid) if len(self.memory) else None
+            labels = self._propagate(compared, grid) if len(self.memory) else None
             labels = self._with_given(labels, given, grid)
-            self._remember(keys, labels, given=given is not None)
+            self._remember([one.keys for one in compared], labels, given=given is not None)
         assert self._frame_size is not None
         stride = self._frame_stride(grid)
         return SoftLabels(labels, self.object_ids, self._frame_size, stride, self.min_confidence, given)
@@ -130,8 +136,8 @@ class Tracker:
         """
         if not self._attended:
             return [], torch.zeros(0, 1, 1)
-        layer = max(range(len(self._queries)), key=lambda i: self._queries[i].shape[1])
-        queries = self._queries[layer]
+        layer = max(range(len(self._compared)), key=lambda i: self._compared[i].queries.shape[1])
+        queries = self._compared[layer].queries
         stride = self._frame_stride((queries.shape[1], queries.shape[2]))
         weights = attention_map(
             queries[:, row // stride, column // stride],
@@ -159,37 +165,41 @@ class Tracker:
             raise InputError("the first mask holds no object: its ids are all 0, or 255, which is void")
         self._frame_size = (size[0], size[1])
 
-    def _read(self, frame: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Queries and keys of each layer, `(heads, height, width, dim)`."""
+    def _read(self, frame: Tensor) -> list[Comparison]:
+        """What the kernel compares."""
         with self.stopwatch.stage("encode"):
             images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
             latents = self.backbone.encode(pad_to_stride(images, self.backbone.stride))
         with self.stopwatch.stage("unet"):
-            readings = self.backbone.read(latents, self._generator)
-            pairs = [comparable_tokens(r, affinity=self.affinity, heads=self.heads) for r in readings]
-        return [queries[0] for queries, _ in pairs], [keys[0] for _, keys in pairs]
+            condition = self.adapter.condition(self._next_index)
+            readings = self.backbone.read(latents, self._generator, condition=condition)
+            return comparisons(
+                readings, affinity=self.affinity, heads=self.heads, weights=self.adapter.head_weights
+            )
 
     def _propagate(
-        self, queries: Sequence[Tensor], grid: tuple[int, int]
+        self, compared: Sequence[Comparison], grid: tuple[int, int]
     ) -> Float[Tensor, "channels rows columns"]:
-        """The labels that all heads of all layers carry here, in equal parts, on the finest grid."""
+        """The labels that the heads carry here, by their shares, on the finest grid."""
         channels = 1 + len(self.object_ids)
-        carried = []
-        for layer, layer_queries in enumerate(queries):
-            factor = downsampling(grid[0], layer_queries.shape[1])
+        total = torch.zeros(channels, *grid, device=self.backbone.device)
+        for layer, one in enumerate(compared):
+            used = one.shares.nonzero()[:, 0]
+            if not len(used):
+                continue
+            factor = downsampling(grid[0], one.queries.shape[1])
             per_head = propagate(
-                layer_queries,
-                [frame.keys[layer] for frame in self._attended],
+                _heads(one.queries, used),
+                [_heads(frame.keys[layer], used) for frame in self._attended],
                 [frame.labels_of(layer, channels) for frame in self._attended],
                 temperature=self.temperature,
                 radius=None if self.radius is None else -(-self.radius // factor),
                 top_k=self.top_k,
             )
-            on_grid = F.interpolate(
-                per_head.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear", align_corners=False
-            )
-            carried.append(on_grid[..., : grid[0], : grid[1]])
-        return torch.cat(carried).mean(0)
+            carried = torch.einsum("h,hyxc->cyx", one.shares[used].to(per_head), per_head)
+            on_grid = F.interpolate(carried[None], scale_factor=factor, mode="bilinear", align_corners=False)
+            total += on_grid[0, :, : grid[0], : grid[1]]
+        return total
 
     def _with_given(self, labels: Tensor | None, given: Tensor | None, grid: tuple[int, int]) -> Tensor:
         if given is None:
@@ -222,3 +232,8 @@ class Tracker:
 def _finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     height, width = max(grids, key=lambda grid: grid[0] * grid[1])
     return height, width
+
+
+def _heads(tokens: Tensor, used: Tensor) -> Tensor:
+    """Those of the used heads; not a copy where all are."""
+    return tokens if len(used) == len(tokens) else tokens[used]

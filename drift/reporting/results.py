@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class ClipResult:
         stages: seconds by stage, see `STAGES`.
         overlay: the overlay video, if one was made.
         attention: the attention figure, if one was made.
+        adaptation: how the clip's adapter was learned: steps, losses, and `seconds`, which `seconds` above do
+            not hold; empty where nothing was.
+        warning: why it was given up, or None.
     """
 
     name: str
@@ -48,6 +51,8 @@ class ClipResult:
     stages: Mapping[str, float]
     overlay: Path | None = None
     attention: Path | None = None
+    adaptation: Mapping[str, float] = field(default_factory=dict)
+    warning: str | None = None
 
     @property
     def seconds_per_frame(self) -> float:
@@ -115,7 +120,7 @@ def _summary(
 ) -> dict[str, Any]:
     frames = sum(clip.frames for clip in clips)
     stages = {stage: sum(clip.stages.get(stage, 0.0) for clip in clips) / max(frames, 1) for stage in STAGES}
-    sequences = {}
+    sequences: dict[str, dict[str, Any]] = {}
     for clip in clips:
         score = by_name.get(clip.name)
         sequences[clip.name] = {
@@ -123,6 +128,10 @@ def _summary(
             "frames": clip.frames,
             "seconds_per_frame": clip.seconds_per_frame,
         }
+        if clip.adaptation:
+            sequences[clip.name]["adaptation"] = dict(clip.adaptation)
+        if clip.warning:
+            sequences[clip.name]["warning"] = clip.warning
     return {
         **_triple(scores),
         "J_recall": _number(scores.jaccard.recall),
@@ -133,6 +142,7 @@ def _summary(
         "frames": frames,
         "seconds_per_frame": sum(clip.seconds for clip in clips) / max(frames, 1),
         "seconds_per_frame_by_stage": stages,
+        "adaptation_seconds": sum(clip.adaptation.get("seconds", 0.0) for clip in clips),
         "seed": config.get("seed"),
         "config": dict(config),
         "versions": versions(),
@@ -165,17 +175,24 @@ def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
     table.add_column("sequence")
     for column in ("objects", "frames", "J", "F", "J&F", "s/frame"):
         table.add_column(column, justify="right")
+    adapted = any(clip.adaptation for clip in clips)
+    if adapted:
+        table.add_column("adapting, s", justify="right")
     by_name = {score.sequence: score for score in scores.sequences}
     for clip in clips:
         score = by_name.get(clip.name)
         counts = [str(len(score.objects)) if score else "-", str(clip.frames)]
-        table.add_row(clip.name, *counts, *_cells(score), f"{clip.seconds_per_frame:.2f}")
+        cells = [*counts, *_cells(score), f"{clip.seconds_per_frame:.2f}"]
+        table.add_row(clip.name, *cells, *([f"{clip.adaptation.get('seconds', 0.0):.1f}"] if adapted else []))
     frames = sum(clip.frames for clip in clips)
     speed = sum(clip.seconds for clip in clips) / max(frames, 1)
     table.add_section()
     total = scores if scores.sequences else None
     objects = str(len(scores.objects)) if total else "-"
-    table.add_row("all objects", objects, str(frames), *_cells(total), f"{speed:.2f}", style="bold")
+    cells = [objects, str(frames), *_cells(total), f"{speed:.2f}"]
+    if adapted:
+        cells.append(f"{sum(clip.adaptation.get('seconds', 0.0) for clip in clips):.1f}")
+    table.add_row("all objects", *cells, style="bold")
     return table
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from drift.backbone import load_latent_diffusion
-from drift.backbone.attention import self_attention_layers
-from drift.backbone.cross_attention import cross_attention_recorded
+from drift.backbone.attention import recorded, self_attention_layers
 from drift.errors import OptionError
 
 LAYERS = ["down_blocks.1.attentions.0", "up_blocks.2.attentions.1"]
@@ -33,9 +32,9 @@ def test_the_maps_give_the_layers_own_output(backbone, name):
     with torch.no_grad():
         run(backbone, latents, condition)
     handle.remove()
-    with torch.no_grad(), cross_attention_recorded(backbone.unet, [name]) as maps:
+    with torch.no_grad(), recorded(backbone.unet, [], cross=[name]) as recording:
         run(backbone, latents, condition)
-    probabilities = maps[name]
+    probabilities = recording.cross_attention[name].logits().softmax(-1)
     assert torch.allclose(probabilities.sum(-1), torch.ones(()), atol=1e-5)
     with torch.no_grad():
         values = block.attn2.to_v(condition).unflatten(2, (block.attn2.heads, -1)).transpose(1, 2)
@@ -46,9 +45,9 @@ def test_the_maps_give_the_layers_own_output(backbone, name):
 
 def test_gradients_reach_the_condition(backbone):
     condition = torch.randn(1, 77, backbone.condition().shape[-1], requires_grad=True)
-    with cross_attention_recorded(backbone.unet, LAYERS) as maps:
+    with recorded(backbone.unet, [], cross=LAYERS) as recording:
         run(backbone, torch.randn(1, 4, 8, 8), condition)
-    maps[LAYERS[-1]][..., 3].sum().backward()
+    recording.cross_attention[LAYERS[-1]].logits()[..., 3].sum().backward()
     assert condition.grad is not None
     assert condition.grad.abs().sum() > 0
 
@@ -56,9 +55,9 @@ def test_gradients_reach_the_condition(backbone):
 def test_the_pass_ends_at_the_last_chosen_layer_and_leaves_no_hook(backbone):
     finished = []
     handle = backbone.unet.register_forward_hook(lambda m, a, out: finished.append(1))
-    with torch.no_grad(), cross_attention_recorded(backbone.unet, LAYERS) as maps:
+    with torch.no_grad(), recorded(backbone.unet, [], cross=LAYERS) as recording:
         run(backbone, torch.randn(1, 4, 8, 8), backbone.condition())
-    assert set(maps) == set(LAYERS)
+    assert set(recording.cross_attention) == set(LAYERS)
     assert not finished
     with torch.no_grad():
         run(backbone, torch.randn(1, 4, 8, 8), backbone.condition())
@@ -69,6 +68,6 @@ def test_the_pass_ends_at_the_last_chosen_layer_and_leaves_no_hook(backbone):
 def test_a_layer_that_is_not_there_is_named(backbone):
     with (
         pytest.raises(OptionError, match=r"mid_block\.attentions\.9"),
-        cross_attention_recorded(backbone.unet, ["mid_block.attentions.9"]),
+        recorded(backbone.unet, [], cross=["mid_block.attentions.9"]),
     ):
         pass

@@ -94,7 +94,7 @@ def test_noise_none_reads_the_latents_as_they_are(checkpoint):
 def test_noise_follows_the_forward_process(checkpoint):
     backbone = load(checkpoint, timestep=700)
     latents = torch.zeros(1, 4, 64, 64)
-    noised = backbone._noised(latents + 3.0, torch.Generator().manual_seed(0))
+    noised = backbone.noised(latents + 3.0, torch.Generator().manual_seed(0))
     kept = backbone.scheduler.alphas_cumprod[700]
     assert noised.mean().item() == pytest.approx(3.0 * kept.sqrt().item(), abs=0.03)
     assert noised.std().item() == pytest.approx((1 - kept).sqrt().item(), abs=0.03)

@@ -1,0 +1,193 @@
+"""What is to be learned on one clip, as objectives for the module that is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from drift.adaptation.head_weighting import HeadLearning, Propagation, first_logits
+from drift.adaptation.module import AdaptationModule, Objective
+from drift.adaptation.prompts import (
+    Appearance,
+    appearances,
+    conditions,
+    first_embeddings,
+    tokens_per_slot,
+)
+from drift.adaptation.settings import AdaptationSettings
+from drift.adaptation.textual_inversion import PromptInversion, chosen_cross_layers
+from drift.adaptation.views import View, augmented_views
+from drift.adapter import Adapter
+from drift.backbone.latent_diffusion import LatentDiffusion
+from drift.clip import Clip
+
+__all__ = ["ClipTask", "clip_appearances", "clip_conditions"]
+
+Reader = Callable[[str], Tensor]
+"""What an earlier objective's parameter has come to, by its name."""
+
+_HEADS = "head_logits"
+_WIDEST = 12  # tokens that a place moves at most in a view where propagation has no radius
+
+
+def clip_appearances(clip: Clip, backbone: LatentDiffusion) -> list[Appearance]:
+    """When the objects of a clip appear, by prompt and by frame."""
+    given = {}
+    for frame in clip.given:
+        mask = clip.given[frame]
+        given[frame] = [int(one) for one in torch.from_numpy(mask).unique() if one]
+    return appearances(given, backbone.condition().shape[1])
+
+
+def clip_conditions(
+    when: list[Appearance], backbone: LatentDiffusion, embeddings: list[Tensor]
+) -> dict[int, Tensor]:
+    """The conditions that learned embeddings make, in the order of the appearances; see `conditions`."""
+    return conditions(backbone.condition().float(), when, embeddings)
+
+
+class ClipTask:
+    """The objectives of one clip: a prompt's slots for each appearance of objects, then the head weights.
+
+    Args:
+        clip, backbone, settings, propagation: see `adapt`.
+    """
+
+    def __init__(
+        self, clip: Clip, backbone: LatentDiffusion, settings: AdaptationSettings, propagation: Propagation
+    ) -> None:
+        self.clip, self.backbone = clip, backbone
+        self.settings, self.propagation = settings, propagation
+        self.appearances = clip_appearances(clip, backbone) if settings.textual_inversion else []
+        self._inversions: dict[str, PromptInversion] = {}
+        self._heads: HeadLearning | None = None
+
+    def objectives(self) -> list[Objective]:
+        """In the order in which they are to be met."""
+        settings = self.settings
+        found = [
+            Objective(
+                _name(one),
+                self._first_embeddings(one),
+                self._prompt_loss(one),
+                learning_rate=settings.learning_rate,
+                steps=settings.steps,
+                patience=settings.patience,
+                tolerance=settings.tolerance,
+            )
+            for one in self.appearances
+        ]
+        if settings.head_weighting == "learned":
+            found.append(
+                Objective(
+                    _HEADS,
+                    self._first_logits(),
+                    self._head_loss,
+                    learning_rate=settings.head_learning_rate,
+                    steps=settings.head_steps,
+                    patience=settings.patience,
+                    tolerance=settings.tolerance,
+                )
+            )
+        return found
+
+    def learned(self, module: AdaptationModule) -> Adapter:
+        """The adapter that a fitted module holds."""
+        embeddings = [module.value(_name(one)) for one in self.appearances]
+        overlaps = {
+            f"{name}_slot_iou": inversion.overlap(module.value(name))
+            for name, inversion in self._inversions.items()
+        }
+        return Adapter(
+            conditions=clip_conditions(self.appearances, self.backbone, embeddings),
+            head_weights=self._heads.weights(module.value(_HEADS)) if self._heads else {},
+            embeddings=embeddings,
+            figures=overlaps,
+        )
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        """Noise of its own for each purpose, so that what one draws does not change another."""
+        return torch.Generator().manual_seed(self.settings.seed + 1000003 * purpose)
+
+    def _tokens(self) -> int:
+        objects = sum(len(one.object_ids) for one in self.appearances)
+        return tokens_per_slot(objects, self.settings.tokens_per_slot, self.backbone.condition().shape[1])
+
+    def _first_embeddings(self, one: Appearance) -> Tensor:
+        slots = len(one.object_ids) + one.first
+        base = self.backbone.condition().float()
+        return first_embeddings(base, slots, self._tokens(), self._generator(1 + one.frame))
+
+    def _first_logits(self) -> Tensor:
+        heads = self.backbone.heads
+        prior = self.settings.prior_weights(heads)
+        return first_logits(heads, prior, self.propagation.affinity)
+
+    def _prompt_loss(self, one: Appearance) -> Callable[[Reader], Callable[[Tensor], Tensor]]:
+        def prepare(value: Reader) -> Callable[[Tensor], Tensor]:
+            earlier = self.appearances[: self.appearances.index(one)]
+            known = [value(_name(other)) for other in earlier if other.prompt == one.prompt]
+            settings = self.settings
+            cross_layers, self_layer = chosen_cross_layers(
+                self.backbone, settings.cross_layers, settings.self_layer
+            )
+            inversion = PromptInversion(
+                self.backbone,
+                self._views(one.frame, settings.prompt_views),
+                one.object_ids,
+                known=torch.cat(known) if known else None,
+                tokens=self._tokens(),
+                cross_layers=cross_layers,
+                self_layer=self_layer,
+                self_weight=settings.self_weight,
+                diffusion_weight=settings.diffusion_weight,
+                refresh=settings.refresh,
+                generator=self._generator(1 + one.frame),
+            )
+            self._inversions[_name(one)] = inversion
+            return inversion.loss
+
+        return prepare
+
+    def _head_loss(self, value: Reader) -> Callable[[Tensor], Tensor]:
+        embeddings = [value(_name(one)) for one in self.appearances]
+        condition = Adapter(clip_conditions(self.appearances, self.backbone, embeddings)).condition(0)
+        views = self._views(0, self.settings.views)
+        noise = self._generator(0)
+        readings = []
+        with torch.no_grad():
+            for view in views:
+                latents = self.backbone.encode(view.image[None].to(self.backbone.device))
+                readings.append(self.backbone.read(latents, noise, condition=condition))
+        ids = [int(one) for one in views[0].mask.unique() if one]
+        self._heads = HeadLearning(
+            readings,
+            views,
+            ids,
+            propagation=self.propagation,
+            first=self._first_logits(),
+            caution=self.settings.caution,
+            queries=self.settings.queries,
+            generator=self._generator(0),
+        )
+        return self._heads.loss
+
+    def _views(self, frame: int, count: int) -> list[View]:
+        picture = self.clip.frames[frame]
+        mask = self.clip.given_mask(frame, picture.shape[:2])
+        assert mask is not None
+        reach = min(self.propagation.radius or _WIDEST, _WIDEST) * self.backbone.stride
+        return augmented_views(
+            picture,
+            mask,
+            count=count,
+            reach=reach,
+            stride=self.backbone.stride,
+            seed=self.settings.seed,
+        )
+
+
+def _name(one: Appearance) -> str:
+    return f"prompt{one.prompt}_frame{one.frame}"

@@ -1,0 +1,36 @@
+"""`Adapter`: what is learned for one clip, as the tracker and the backbone use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Adapter"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The result of a clip's test-time optimisation (design 2.4 and 2.5).
+
+    Attributes:
+        conditions: frame index -> the condition from that frame on, until the next one: one prompt for each
+            group of objects. Empty where the backbone's own prompt holds.
+        head_weights: layer -> one weight per head; over all layers they sum to 1. Empty for equal weights.
+        embeddings: what `conditions` were made of: the slots learned at each appearance of objects.
+        figures: how it was learned: steps, seconds, losses.
+        warning: why the optimisation was given up, or None.
+    """
+
+    conditions: Mapping[int, Float[Tensor, "groups tokens dim"]] = field(default_factory=dict)
+    head_weights: Mapping[str, Float[Tensor, " heads"]] = field(default_factory=dict)
+    embeddings: Sequence[Float[Tensor, "learned tokens dim"]] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    warning: str | None = None
+
+    def condition(self, frame: int) -> Float[Tensor, "groups tokens dim"] | None:
+        """The condition of frame `frame`; None for the backbone's own prompt."""
+        earlier = [index for index in self.conditions if index <= frame]
+        return self.conditions[max(earlier)] if earlier else None
