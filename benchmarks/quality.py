@@ -8,7 +8,7 @@ features (EfficientNet-lite0), and on the model as it ships, by cosine similarit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,15 @@ class _Shared(WrappedBackbone):
         return self._latents
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         if not self._readings:
-            self._readings = super().read(latents, generator, condition=condition)
+            self._readings = super().read(latents, generator, condition=condition, cross=cross)
         return self._readings
 
 

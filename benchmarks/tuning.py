@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,12 @@ class _Replayed:
         return frames
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         readings = {reading.name: reading for reading in next(self._readings)}
         return [readings[name] for name in self._layers or readings]
@@ -90,9 +95,14 @@ class _Keeping(WrappedBackbone):
         self._kept = kept
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
-        readings = super().read(latents, generator, condition=condition)
+        readings = super().read(latents, generator, condition=condition, cross=cross)
         self._kept.append(
             [LayerReading(r.name, r.queries.half(), r.keys.half(), r.inputs.half()) for r in readings]
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,12 @@ class WrappedBackbone:
         return self._backbone.encode(frames)
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         """The other one's readings."""
-        return self._backbone.read(latents, generator, condition=condition)
+        return self._backbone.read(latents, generator, condition=condition, cross=cross)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -55,7 +55,12 @@ class ColourPatches:
         return F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4)
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         """The one layer; draws no noise and knows no condition."""
         tokens = latents.permute(0, 2, 3, 1)
@@ -87,7 +92,12 @@ class ImageNetFeatures:
         return (frames * 255 - 127) / 128
 
     def read(
-        self, latents: Tensor, generator: torch.Generator, *, condition: Tensor | None = None
+        self,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        condition: Tensor | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         """The one layer; draws no noise and knows no condition."""
         network = self._network

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from drift.adaptation.checkpoints import AdapterFolder
-from drift.adapter import Adapter
 from drift.backbone.interface import Backbone
 from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.metrics.davis import DavisScore, scored_frames
 from drift.prefetch import prefetched
+from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
 from drift.reporting.attention_figure import AttentionView, draw_attention
 from drift.reporting.clip_output import ClipOutput, OutputFolder

@@ -9,9 +9,9 @@ from drift.adaptation.clip_task import ClipTask
 from drift.adaptation.head_weighting import Propagation
 from drift.adaptation.module import AdaptationModule, Diverged, fit
 from drift.adaptation.settings import AdaptationSettings
-from drift.adapter import Adapter
 from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
+from drift.propagation.adapter import Adapter
 
 __all__ = ["adapt"]
 

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from drift.adaptation.adapting import adapt
-from drift.adaptation.clip_task import clip_appearances, clip_conditions
+from drift.adaptation.clip_task import clip_appearances, prompted
 from drift.adaptation.head_weighting import Propagation
 from drift.adaptation.settings import AdaptationSettings
-from drift.adapter import Adapter
 from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
+from drift.propagation.adapter import Adapter
 
 __all__ = ["AdapterFolder", "load_adapter", "origin", "save_adapter"]
 
@@ -62,7 +62,13 @@ def save_adapter(path: Path, adapter: Adapter, came_from: Mapping[str, str]) -> 
     os.replace(partial, path)
 
 
-def load_adapter(path: Path, clip: Clip, backbone: LatentDiffusion, expected: Mapping[str, str]) -> Adapter:
+def load_adapter(
+    path: Path,
+    clip: Clip,
+    backbone: LatentDiffusion,
+    settings: AdaptationSettings,
+    expected: Mapping[str, str],
+) -> Adapter:
     """The adapter that was learned for this clip, by this backbone, in this way.
 
     Raises:
@@ -82,8 +88,7 @@ def load_adapter(path: Path, clip: Clip, backbone: LatentDiffusion, expected: Ma
         )
     embeddings = [tensors[name] for name in sorted(tensors) if name.startswith(_EMBEDDING)]
     when = clip_appearances(clip, backbone) if embeddings else []
-    return Adapter(
-        conditions=clip_conditions(when, backbone, [one.to(backbone.device) for one in embeddings]),
+    adapter = Adapter(
         head_weights={
             name.removeprefix(_WEIGHTS): tensors[name] for name in tensors if name.startswith(_WEIGHTS)
         },
@@ -91,6 +96,7 @@ def load_adapter(path: Path, clip: Clip, backbone: LatentDiffusion, expected: Ma
         figures=json.loads(told["figures"]),
         warning=json.loads(told["warning"]),
     )
+    return prompted(adapter, when, backbone, settings)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -151,7 +157,7 @@ class AdapterFolder:
         path = self.path(clip)
         if path.exists() or not self.learns:
             try:
-                return load_adapter(path, clip, backbone, came_from)
+                return load_adapter(path, clip, backbone, self.settings, came_from)
             except InputError:
                 if not self.replaces:
                     raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,16 +15,18 @@ from drift.adaptation.prompts import (
     appearances,
     conditions,
     first_embeddings,
+    slots,
     tokens_per_slot,
 )
 from drift.adaptation.settings import AdaptationSettings
 from drift.adaptation.textual_inversion import PromptInversion, chosen_cross_layers
 from drift.adaptation.views import View, augmented_views
-from drift.adapter import Adapter
+from drift.backbone.attention import chosen_layers
 from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
+from drift.propagation.adapter import Adapter
 
-__all__ = ["ClipTask", "clip_appearances", "clip_conditions"]
+__all__ = ["ClipTask", "clip_appearances", "prompted"]
 
 Reader = Callable[[str], Tensor]
 """What an earlier objective's parameter has come to, by its name."""
@@ -41,11 +44,27 @@ def clip_appearances(clip: Clip, backbone: LatentDiffusion) -> list[Appearance]:
     return appearances(given, backbone.condition().shape[1])
 
 
-def clip_conditions(
-    when: list[Appearance], backbone: LatentDiffusion, embeddings: list[Tensor]
-) -> dict[int, Tensor]:
-    """The conditions that learned embeddings make, in the order of the appearances; see `conditions`."""
-    return conditions(backbone.condition().float(), when, embeddings)
+def prompted(
+    adapter: Adapter,
+    when: Sequence[Appearance],
+    backbone: LatentDiffusion,
+    settings: AdaptationSettings,
+) -> Adapter:
+    """The adapter with the conditions and slots that its embeddings make; they are those of the appearances `when`."""
+    if not when:
+        return adapter
+    embeddings = [one.to(backbone.device) for one in adapter.embeddings]
+    layers, _ = chosen_cross_layers(backbone, settings.cross_layers, settings.self_layer)
+    projections = {name: block.attn2 for name, (_, block) in chosen_layers(backbone.unet, layers).items()}
+    with torch.no_grad():
+        return replace(
+            adapter,
+            conditions=conditions(backbone.condition().float(), when, embeddings)
+            if settings.conditioned
+            else {},
+            slots=slots(projections, when, embeddings) if settings.slot_weight else {},
+            slot_weight=settings.slot_weight,
+        )
 
 
 class ClipTask:
@@ -100,12 +119,12 @@ class ClipTask:
             f"{name}_slot_iou": inversion.overlap(module.value(name))
             for name, inversion in self._inversions.items()
         }
-        return Adapter(
-            conditions=clip_conditions(self.appearances, self.backbone, embeddings),
+        adapter = Adapter(
             head_weights=self._heads.weights(module.value(_HEADS)) if self._heads else {},
             embeddings=embeddings,
             figures=overlaps,
         )
+        return prompted(adapter, self.appearances, self.backbone, self.settings)
 
     def _generator(self, purpose: int) -> torch.Generator:
         """Noise of its own for each purpose, so that what one draws does not change another."""
@@ -143,6 +162,7 @@ class ClipTask:
                 self_layer=self_layer,
                 self_weight=settings.self_weight,
                 diffusion_weight=settings.diffusion_weight,
+                conditioned=settings.conditioned,
                 refresh=settings.refresh,
                 generator=self._generator(1 + one.frame),
             )
@@ -153,14 +173,14 @@ class ClipTask:
 
     def _head_loss(self, value: Reader) -> Callable[[Tensor], Tensor]:
         embeddings = [value(_name(one)) for one in self.appearances]
-        condition = Adapter(clip_conditions(self.appearances, self.backbone, embeddings)).condition(0)
+        adapter = prompted(Adapter(embeddings=embeddings), self.appearances, self.backbone, self.settings)
         views = self._views(0, self.settings.views)
         noise = self._generator(0)
         readings = []
         with torch.no_grad():
             for view in views:
                 latents = self.backbone.encode(view.image[None].to(self.backbone.device))
-                readings.append(self.backbone.read(latents, noise, condition=condition))
+                readings.append(self.backbone.read(latents, noise, condition=adapter.condition(0)))
         ids = [int(one) for one in views[0].mask.unique() if one]
         self._heads = HeadLearning(
             readings,

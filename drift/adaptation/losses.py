@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["area_weighted_cross_entropy", "propagated_map_error"]
+__all__ = ["area_weighted_cross_entropy", "mean_attention", "propagated_map_error"]
 
 _LEAST = 1e-6  # of a probability: the logarithm of 0 has no gradient
 
@@ -28,21 +29,26 @@ def area_weighted_cross_entropy(
     return (surprise[present] / area[present]).mean()
 
 
-def propagated_map_error(
-    maps: Float[Tensor, "batch slots rows columns"],
+def mean_attention(
     queries: Float[Tensor, "batch heads rows columns dim"],
     keys: Float[Tensor, "batch heads rows columns dim"],
+) -> Float[Tensor, "batch places places"]:
+    """A layer's own self-attention, softmax(Q Kᵀ / √dim), as the mean over its heads."""
+    flat_queries, flat_keys = queries.flatten(2, 3).float(), keys.flatten(2, 3).float()
+    return (flat_queries @ flat_keys.mT / math.sqrt(queries.shape[-1])).softmax(-1).mean(1)
+
+
+def propagated_map_error(
+    maps: Float[Tensor, "batch slots rows columns"],
+    attention: Float[Tensor, "batch places places"],
     labels: Float[Tensor, "batch slots rows columns"],
 ) -> Float[Tensor, ""]:
-    """The mean squared difference of labels and maps that a layer's own self-attention has spread.
+    """The mean squared difference of labels and maps that a layer's self-attention has spread.
 
     Args:
         maps: the probability of each slot, on the layer's grid.
-        queries, keys: of the layer; its attention is the mean over heads.
+        attention: of each place to all.
         labels: the share of each slot, likewise.
     """
-    values = maps.flatten(2).mT[:, None].expand(-1, queries.shape[1], -1, -1)
-    spread = torch.nn.functional.scaled_dot_product_attention(
-        queries.flatten(2, 3).float(), keys.flatten(2, 3).float(), values.float()
-    )
-    return (spread.mean(1).mT - labels.flatten(2)).square().mean()
+    spread = attention @ maps.flatten(2).mT
+    return (spread - labels.flatten(2).mT).square().mean()

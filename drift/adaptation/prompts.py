@@ -10,10 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Appearance", "appearances", "conditions", "first_embeddings", "tokens_per_slot", "with_slots"]
+from drift.propagation.slot_maps import SlotKeys
+
+__all__ = [
+    "Appearance",
+    "appearances",
+    "conditions",
+    "first_embeddings",
+    "slots",
+    "tokens_per_slot",
+    "with_slots",
+]
 
 
 @dataclass(frozen=True)
@@ -96,4 +107,29 @@ def conditions(
             if one.frame <= frame:
                 known.setdefault(one.prompt, []).append(learned)
         found[frame] = torch.cat([with_slots(base, torch.cat(slots)) for slots in known.values()])
+    return found
+
+
+def slots(
+    attentions: Mapping[str, Attention],
+    when: Sequence[Appearance],
+    embeddings: Sequence[Float[Tensor, "learned tokens dim"]],
+) -> dict[int, SlotKeys]:
+    """From each frame on which objects appear, the slots of all objects known by then.
+
+    Args:
+        attentions: cross-attention by the name of its layer.
+        when: in the order of `embeddings`.
+        embeddings: what was learned at each appearance.
+    """
+    found = {}
+    for frame in sorted({one.frame for one in when}):
+        known = [(one, learned) for one, learned in zip(when, embeddings, strict=True) if one.frame <= frame]
+        ids = [number for one, _ in known for number in ((0,) if one.first else ()) + one.object_ids]
+        tokens = torch.cat([learned.flatten(0, 1) for _, learned in known])
+        keys = {
+            name: layer.to_k(tokens.to(layer.to_k.weight)).unflatten(1, (layer.heads, -1)).transpose(0, 1)
+            for name, layer in attentions.items()
+        }
+        found[frame] = SlotKeys(keys, tuple(ids))
     return found

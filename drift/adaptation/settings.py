@@ -28,13 +28,18 @@ class AdaptationSettings:
         views: augmented views of the given frame that head weights are learned on, beside it.
         prompt_views: likewise for the prompt; each is a pass of the UNet at every step.
         tokens_per_slot: tokens of the prompt for each object and for the background.
-        cross_layers: layers whose cross-attention is to show the masks; None for the last of the UNet's
-            down blocks and all later ones up to the last that is read for propagation.
-        self_layer: the layer whose self-attention is to spread the slots' maps; None for the last of
+        cross_layers: layers whose cross-attention is to show the masks; None for those that are read for
+            propagation, the last one apart.
+        self_layer: the layer whose self-attention is to spread the slots' maps; None for the one before
             `cross_layers`.
         self_weight, diffusion_weight: λ_self and λ_sd of section 2.5.
         steps, learning_rate: of the prompt, at each appearance of objects; steps are an upper bound.
-        refresh: steps of the prompt between two passes of the UNet; 0 for gradients through the UNet at each.
+        slot_weight: how much the slots' maps of each frame count beside the labels carried there: the power of
+            their likelihood; 0 for nothing.
+        conditioned: whether frames are inverted and read under the learned prompt, as in the paper; else under the
+            backbone's own, and the slots only attend.
+        refresh: where conditioned, steps of the prompt between two passes of the UNet; 0 for one at each, with
+            gradients through it.
         queries: sampled places of each view that head weights are learned on.
         head_steps, head_learning_rate: of the head weights, likewise.
         patience, tolerance: learning ends once the loss has not fallen by `tolerance`, a share of it, in
@@ -54,14 +59,16 @@ class AdaptationSettings:
     caution: float = 0.0
     views: int = 6
     prompt_views: int = 1
-    tokens_per_slot: int = 24
+    tokens_per_slot: int = 36
     cross_layers: Sequence[str] | None = None
     self_layer: str | None = None
     self_weight: float = 1.0
     diffusion_weight: float = 0.0
-    steps: int = 200
+    steps: int = 300
     learning_rate: float = 0.3
-    refresh: int = 50
+    conditioned: bool = True
+    refresh: int = 1
+    slot_weight: float = 0.0
     queries: int = 600
     head_steps: int = 300
     head_learning_rate: float = 0.3
@@ -71,7 +78,8 @@ class AdaptationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice("textual_inversion", self.textual_inversion, (True, False))
+        for name in ("textual_inversion", "conditioned"):
+            choice(name, getattr(self, name), (True, False))
         choice("head_weighting", self.head_weighting, HEAD_WEIGHTINGS)
         if self.head_weighting == "fixed" and self.weights is None:
             raise OptionError("weights", None, "{layer: weight, ...} with head_weighting=fixed")
@@ -81,7 +89,7 @@ class AdaptationSettings:
             whole_number(name, getattr(self, name), minimum=1)
         for name in ("learning_rate", "head_learning_rate"):
             positive(name, getattr(self, name))
-        for name in ("self_weight", "diffusion_weight", "tolerance", "caution"):
+        for name in ("self_weight", "diffusion_weight", "tolerance", "caution", "slot_weight"):
             non_negative(name, getattr(self, name))
         whole_number("seed", self.seed, minimum=0)
 

@@ -54,7 +54,9 @@ def _checked(settings: AdaptationSettings, backbone: LatentDiffusion, tracker: T
     settings.prior_weights(backbone.heads)
     settings.given_weights(backbone.heads)
     if settings.textual_inversion:
-        chosen_cross_layers(backbone, settings.cross_layers, settings.self_layer)
+        cross, _ = chosen_cross_layers(backbone, settings.cross_layers, settings.self_layer)
+        if settings.slot_weight and (unread := [name for name in cross if name not in backbone.layers]):
+            raise OptionError("cross_layers", unread[0], "with a slot_weight, among backbone.layers")
         if settings.diffusion_weight and (backbone.noise == "none" or not backbone.timestep):
             raise OptionError("diffusion_weight", settings.diffusion_weight, "0 where there is no noise")
     return Propagation(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.adaptation.losses import area_weighted_cross_entropy, propagated_map_error
+from drift.adaptation.losses import area_weighted_cross_entropy, mean_attention, propagated_map_error
 from drift.adaptation.prompts import with_slots
 from drift.adaptation.views import View
 from drift.backbone.attention import (
-    CrossReading,
     Recording,
     chosen_layers,
     recorded,
@@ -23,34 +22,10 @@ from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.backbone.precision import computing_in
 from drift.backbone.prefix import Prefix, computed_prefix, replayed
 from drift.errors import OptionError
-from drift.propagation.labels import downsampling, labels_of_mask, pooled
+from drift.propagation.labels import labels_of_mask, pooled
+from drift.propagation.slot_maps import slot_maps
 
-__all__ = ["PromptInversion", "chosen_cross_layers", "slot_maps"]
-
-
-def slot_maps(
-    readings: Mapping[str, CrossReading],
-    slots: int,
-    tokens: int,
-    grid: tuple[int, int],
-) -> Float[Tensor, "batch slots grid_rows grid_columns"]:
-    """The probability of each slot at each place: softmax over the slots' tokens alone.
-
-    The mean over heads and layers, on `grid`; over slots it sums to 1.
-
-    Args:
-        readings: by layer.
-        slots, tokens: how many slots there are behind the prompt's first token, and tokens of each.
-        grid: rows and columns of the finest layer, or more.
-    """
-    maps = []
-    for reading in readings.values():
-        of_tokens = reading.logits()[..., 1 : 1 + slots * tokens].softmax(-1)
-        of_slots = of_tokens.unflatten(-1, (slots, tokens)).sum(-1).mean(1).permute(0, 3, 1, 2)
-        factor = downsampling(grid[0], of_slots.shape[-2])
-        fine = F.interpolate(of_slots, scale_factor=factor, mode="bilinear", align_corners=False)
-        maps.append(fine[..., : grid[0], : grid[1]] if factor > 1 else of_slots)
-    return torch.stack(maps).mean(0)
+__all__ = ["PromptInversion", "chosen_cross_layers"]
 
 
 def chosen_cross_layers(
@@ -58,16 +33,18 @@ def chosen_cross_layers(
 ) -> tuple[list[str], str]:
     """Layers whose cross-attention shows the masks, and the one whose self-attention spreads them.
 
-    None for the first: the last layer that is read for propagation. None for the second: the last of those.
+    None for the first: of the layers that are read for propagation all but the last, whose cross-attention the
+    pass reaches in any case, or the only one. None for the second: the layer before those, most often a coarser
+    one, whose self-attention is far cheaper.
 
     Raises:
         OptionError: there is no such layer.
     """
     names = list(self_attention_layers(backbone.unet))
-    cross = list(cross_layers) if cross_layers else [max(backbone.layers, key=names.index)]
-    spreading = self_layer or max(
-        (name for name in cross if name in names), key=names.index, default=cross[0]
-    )
+    read = sorted(backbone.layers, key=names.index)
+    cross = list(cross_layers) if cross_layers else read[:-1] or read
+    first = min((names.index(name) for name in cross if name in names), default=0)
+    spreading = self_layer or names[max(first - 1, 0)]
     for option, wanted in (("cross_layers", cross), ("self_layer", [spreading])):
         if unknown := [name for name in wanted if name not in names]:
             raise OptionError(option, unknown[0], "among " + ", ".join(names))
@@ -77,11 +54,11 @@ def chosen_cross_layers(
 class PromptInversion:
     """Optimises slots of one prompt on one frame's views, at a small part of what the whole UNet would cost.
 
-    What the prompt does not reach is computed once: latents, noise, the UNet up to its first cross-attention. The
-    queries of later layers it hardly reaches: they are kept too, and computed anew every `refresh` steps, in a
-    pass that ends at the last map which the loss reads. A step between two refreshes projects the slots to keys and
-    no more. With `refresh=0`, or with a weight on the diffusion loss, every step is a pass of the UNet with
-    gradients through all of it.
+    Cross-attention compares queries, which the picture makes, with keys, which are the slots' embeddings projected.
+    Where frames are read under the backbone's own prompt, the slots do not touch the queries: they are computed
+    once, and a step is that projection. Where frames are read under the learned prompt (`conditioned`), they do:
+    every `refresh` steps they are computed anew, in a pass from the UNet's first cross-attention to the last map
+    that the loss reads. Gradients go through the keys alone, unless `refresh` is 0 or there is a diffusion loss.
 
     Args:
         backbone: the frozen model.
@@ -93,7 +70,8 @@ class PromptInversion:
         cross_layers: layers whose cross-attention is to show the masks.
         self_layer: the layer whose self-attention is to carry the maps to the masks.
         self_weight, diffusion_weight: λ_self and λ_sd of the design; 0 leaves a loss out.
-        refresh: steps between two passes of the UNet.
+        conditioned: whether the clip's frames are going to be read under the learned prompt.
+        refresh: steps between two passes of the UNet; 0 for one at every step, with gradients through it.
         generator: of the noise that takes the views to the timestep.
     """
 
@@ -109,10 +87,12 @@ class PromptInversion:
         self_layer: str,
         self_weight: float,
         diffusion_weight: float,
+        conditioned: bool,
         refresh: int,
         generator: torch.Generator,
     ) -> None:
-        self.backbone, self.known, self.tokens, self.refresh = backbone, known, tokens, refresh
+        self.backbone, self.known, self.tokens = backbone, known, tokens
+        self.conditioned, self.refresh = conditioned, refresh
         self.learned = len(object_ids) + (known is None)
         self.slots = self.learned + (0 if known is None else len(known))
         self.cross_layers = list(cross_layers)
@@ -130,35 +110,28 @@ class PromptInversion:
         self._steps = 0
         self._prefix: Prefix | None = None
         self._kept: Recording | None = None
-
-    def prompt(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, "1 length dim"]:
-        """The whole prompt, with gradients to the embeddings learned here."""
-        embeddings = learned if self.known is None else torch.cat([self.known.to(learned), learned])
-        return with_slots(self.backbone.condition().float(), embeddings)
+        self._spread: list[tuple[Tensor, tuple[int, int]]] = []  # of the kept recording
 
     def loss(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, ""]:
         """The loss of the next step."""
-        if not self.refresh or self.diffusion_weight:
-            return self.exact_loss(learned)
-        if self._kept is None or self._steps % self.refresh == 0:
+        exact = self.diffusion_weight or (self.conditioned and not self.refresh)
+        if exact:
+            return self._loss(learned, *self._pass(learned, leave=not self.diffusion_weight))
+        if self._kept is None or (self.conditioned and self._steps % self.refresh == 0):
             with torch.no_grad():
                 self._kept, _ = self._pass(learned, leave=True)
+                self._spread = []
+                self._spread = self._attention(self._kept)
         self._steps += 1
-        prompt = self.prompt(learned)
-        cross = {}
-        for name, (_, block) in chosen_layers(self.backbone.unet, self.cross_layers).items():
-            queries = self._kept.cross_attention[name].queries.float()
-            keys = block.attn2.to_k(prompt).unflatten(2, (queries.shape[1], -1)).transpose(1, 2)
-            cross[name] = CrossReading(queries, keys.expand(len(queries), -1, -1, -1))
-        return self._loss_of_maps(Recording(self._kept.self_attention, cross))
-
-    def exact_loss(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, ""]:
-        """The loss from a pass of the UNet, with gradients through it, from its first cross-attention on."""
-        return self._loss_of_pass(*self._pass(learned, leave=not self.diffusion_weight))
+        return self._loss(learned, self._kept)
 
     def plain_loss(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, ""]:
-        """The same from a pass of the whole UNet, as it is without anything kept."""
-        return self._loss_of_pass(*self._run(learned, leave=False))
+        """The same loss from a pass of the whole UNet, without anything kept: the loop that is spared."""
+        return self._loss(learned, *self._run(learned, leave=False))
+
+    def _embeddings(self, learned: Tensor) -> Tensor:
+        """All slots', with gradients to those learned here."""
+        return learned if self.known is None else torch.cat([self.known.to(learned), learned])
 
     def _pass(self, learned: Tensor, *, leave: bool) -> tuple[Recording, Tensor | None]:
         if self._prefix is None:
@@ -169,66 +142,68 @@ class PromptInversion:
         with replayed(self._prefix):
             return self._run(learned, leave=leave)
 
-    def _run(self, learned: Tensor, *, leave: bool) -> tuple[Recording, Tensor | None]:
-        latents, unet = self.latents, self.backbone.unet
-        condition = self.prompt(learned).expand(len(latents), -1, -1)
+    def _run(
+        self, learned: Tensor, *, leave: bool, views: int | None = None
+    ) -> tuple[Recording, Tensor | None]:
+        """A pass over the first `views` views."""
+        latents, unet = self.latents[:views], self.backbone.unet
+        condition = self.backbone.condition().float()
+        if self.conditioned:
+            condition = with_slots(condition, self._embeddings(learned))
         output = None
         with (
             recorded(unet, self.self_layers, cross=self.cross_layers, leave=leave) as recording,
             computing_in(self.backbone.precision, self.backbone.device),
         ):
-            output = unet(latents, self.backbone.timestep, encoder_hidden_states=condition).sample
+            conditions = condition.expand(len(latents), -1, -1)
+            output = unet(latents, self.backbone.timestep, encoder_hidden_states=conditions).sample
         return recording, output
 
-    def _loss_of_pass(self, recording: Recording, output: Tensor | None) -> Tensor:
-        loss = self._loss_of_maps(recording)
+    def _loss(self, learned: Tensor, recording: Recording, output: Tensor | None = None) -> Tensor:
+        maps = self._maps(learned, recording)
+        loss = area_weighted_cross_entropy(maps, self.labels)
+        for attention, grid in self._attention(recording):
+            coarse, truth = (torch.stack([pooled(one, grid) for one in each]) for each in (maps, self.labels))
+            loss = loss + self.self_weight * propagated_map_error(coarse, attention, truth)
         if self.target is not None and output is not None:
             loss = loss + self.diffusion_weight * F.mse_loss(output.float(), self.target)
         return loss
 
     @torch.no_grad()
-    def masks(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, "slots rows columns"]:
-        """What the slots' maps say of the frame itself, on the latents' grid: the first view's.
-
-        The loss counts every slot the same, however small; that is divided out here, as Bayes' rule has it.
-        """
-        with (
-            recorded(self.backbone.unet, [], cross=self.cross_layers) as recording,
-            computing_in(self.backbone.precision, self.backbone.device),
-        ):
-            self.backbone.unet(
-                self.latents[:1], self.backbone.timestep, encoder_hidden_states=self.prompt(learned)
-            )
-        maps = self._maps(recording)[0]
-        likely = maps * self.labels[0].mean((1, 2))[:, None, None]
-        return likely / likely.sum(0, keepdim=True).clamp(min=1e-12)
-
-    @torch.no_grad()
     def overlap(self, learned: Float[Tensor, "learned tokens dim"]) -> float:
-        """The mean IoU of the objects' most probable tokens with the given mask on the frame itself."""
-        said, truth = (one.argmax(0) for one in (self.masks(learned), self.labels[0]))
+        """The IoU of the given mask with as many tokens as it has, those that its slot's map likes best.
+
+        On the frame itself, as the mean over the objects learned here that cover half a token or more; 0 where
+        there is none.
+        """
+        recording, _ = self._run(learned, leave=True, views=1)
         ious = []
-        for slot in range(1, self.labels.shape[1]):
-            either = ((said == slot) | (truth == slot)).sum()
-            if either:
-                ious.append(float(((said == slot) & (truth == slot)).sum() / either))
-        return sum(ious) / len(ious) if ious else 1.0
+        for said, share in zip(self._maps(learned, recording)[0, 1:], self.labels[0, 1:], strict=True):
+            truth = (share >= 0.5).flatten()
+            chosen = torch.zeros_like(truth)
+            chosen[said.flatten().topk(int(truth.sum())).indices] = True
+            if truth.any():
+                ious.append(float((chosen & truth).sum() / (chosen | truth).sum()))
+        return sum(ious) / len(ious) if ious else 0.0
 
-    def _loss_of_maps(self, recording: Recording) -> Tensor:
-        labels = self.labels
-        maps = self._maps(recording)
-        loss = area_weighted_cross_entropy(maps, labels)
-        for reading in recording.self_attention.values():
-            grid = (reading.queries.shape[2], reading.queries.shape[3])
-            coarse, truth = (torch.stack([pooled(one, grid) for one in each]) for each in (maps, labels))
-            loss = loss + self.self_weight * propagated_map_error(
-                coarse, reading.queries, reading.keys, truth
-            )
-        return loss
+    def _attention(self, recording: Recording) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Of every layer that spreads the maps its attention and its grid."""
+        if recording is self._kept and self._spread:
+            return self._spread
+        return [
+            (mean_attention(one.queries, one.keys), (one.queries.shape[2], one.queries.shape[3]))
+            for one in recording.self_attention.values()
+        ]
 
-    def _maps(self, recording: Recording) -> Tensor:
+    def _maps(self, learned: Tensor, recording: Recording) -> Tensor:
         """The slots' maps; all slots but those of the objects learned here are one, the first."""
-        maps = slot_maps(recording.cross_attention, self.slots, self.tokens, self._grid)
+        tokens = self._embeddings(learned).flatten(0, 1)
+        logits = []
+        for name, (_, block) in chosen_layers(self.backbone.unet, self.cross_layers).items():
+            queries = recording.cross_attention[name].queries.float()
+            keys = block.attn2.to_k(tokens).unflatten(1, (queries.shape[1], -1)).transpose(0, 1)
+            logits.append(torch.einsum("bhyxd,htd->bhyxt", queries, keys) / keys.shape[-1] ** 0.5)
+        maps = slot_maps(logits, self.slots, self._grid)
         others = self.slots - (self.labels.shape[1] - 1)
         return torch.cat([maps[:, :others].sum(1, keepdim=True), maps[:, others:]], dim=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,12 +22,14 @@ class LayerReading:
         queries: one vector per head and token, not yet scaled by 1/√dim.
         keys: likewise.
         inputs: the tokens that the layer projects to queries and keys.
+        prompt_queries: those of the cross-attention that follows, where it was asked for.
     """
 
     name: str
     queries: Float[Tensor, "batch heads height width dim"]
     keys: Float[Tensor, "batch heads height width dim"]
     inputs: Float[Tensor, "batch height width channels"]
+    prompt_queries: Float[Tensor, "batch heads height width dim"] | None = None
 
 
 class Backbone(Protocol):
@@ -51,8 +54,10 @@ class Backbone(Protocol):
         generator: torch.Generator,
         *,
         condition: Float[Tensor, "groups tokens dim"] | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         """The chosen layers' readings, in the order in which they were chosen; noise is drawn from `generator`.
 
         Under `condition`, the mean over its groups; None for the backbone's own. One that has none ignores it.
+        `cross` names those of the layers whose cross-attention's queries are wanted too.
         """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -143,6 +144,7 @@ class LatentDiffusion(nn.Module):
         generator: torch.Generator,
         *,
         condition: Float[Tensor, "groups tokens dim"] | None = None,
+        cross: Collection[str] = (),
     ) -> list[LayerReading]:
         """Queries, keys and inputs of the chosen layers from one pass at τ, in float32.
 
@@ -150,13 +152,14 @@ class LatentDiffusion(nn.Module):
         computed. DDIM inversion takes `inversion_steps` whole passes before it. Noise is drawn on the
         generator's device, so that a seed means the same on every one. Under a condition of several groups
         there is such a pass, or such passes, for each, with the same noise; the readings are their mean.
+        A layer of `cross` has to be computed up to its cross-attention.
         """
         groups = [self.condition()] if condition is None else condition.split(1)
         draws = []
         for _ in range(self._draws()):
             noise = self._noise(latents, generator)
             for group in groups:
-                draws.append(self._read_once(self._noised(latents, noise, group), group))
+                draws.append(self._read_once(self._noised(latents, noise, group), group, cross))
         return [_mean(readings) for readings in zip(*draws, strict=True)]
 
     @torch.no_grad()
@@ -211,11 +214,16 @@ class LatentDiffusion(nn.Module):
             latents, predict, self.scheduler, timestep=self.timestep, steps=self.inversion_steps
         )
 
-    def _read_once(self, latents: Tensor, condition: Tensor) -> list[LayerReading]:
+    def _read_once(self, latents: Tensor, condition: Tensor, cross: Collection[str]) -> list[LayerReading]:
         conditions = self._conditions(condition, len(latents))
-        with recorded(self.unet, self.layers) as recording, computing_in(self.precision, self.device):
+        with (
+            recorded(self.unet, self.layers, cross=list(cross)) as recording,
+            computing_in(self.precision, self.device),
+        ):
             self.unet(latents.to(self.unet.dtype), self.timestep, encoder_hidden_states=conditions)
-        return [recording.self_attention[name] for name in self.layers]
+        queries = {name: reading.queries for name, reading in recording.cross_attention.items()}
+        readings = recording.self_attention
+        return [replace(readings[name], prompt_queries=queries.get(name)) for name in self.layers]
 
     def _conditions(self, condition: Tensor | None, count: int) -> Tensor:
         """A condition, or the backbone's own, once for each of `count` frames."""
@@ -248,7 +256,8 @@ def _mean(readings: Sequence[LayerReading]) -> LayerReading:
     def mean(part: str) -> Tensor:
         return torch.stack([getattr(reading, part).float() for reading in readings]).mean(0)
 
-    return LayerReading(readings[0].name, mean("queries"), mean("keys"), mean("inputs"))
+    prompt_queries = None if readings[0].prompt_queries is None else mean("prompt_queries")
+    return LayerReading(readings[0].name, mean("queries"), mean("keys"), mean("inputs"), prompt_queries)
 
 
 def _fingerprint(parts: Sequence[nn.Module]) -> str:

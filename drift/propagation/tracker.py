@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.adapter import Adapter
-from drift.backbone.interface import Backbone
+from drift.backbone.interface import Backbone, LayerReading
 from drift.errors import InputError
 from drift.options import choice, non_negative, positive, whole_number
+from drift.propagation.adapter import Adapter
 from drift.propagation.affinity import AFFINITIES, HEADS, Comparison, comparisons
 from drift.propagation.kernel import attention_map, propagate
 from drift.propagation.labels import (
@@ -25,6 +25,7 @@ from drift.propagation.labels import (
     pooled,
 )
 from drift.propagation.memory import Memory, RememberedFrame
+from drift.propagation.slot_maps import SlotKeys, slot_probabilities, with_evidence
 from drift.stopwatch import Stopwatch
 
 __all__ = ["Tracker"]
@@ -112,11 +113,18 @@ class Tracker:
         self._check(tuple(frame.shape), given)
         if given is not None and not given.any():
             given = None  # on a later frame: it brings no object
-        compared = self._read(torch.as_tensor(frame))
+        slots = self.adapter.slot_keys(self._next_index)
+        readings = self._read(torch.as_tensor(frame), slots)
+        with self.stopwatch.stage("unet"):
+            compared = comparisons(
+                readings, affinity=self.affinity, heads=self.heads, weights=self.adapter.head_weights
+            )
         self._compared, self._attended = compared, self.memory.frames()
         grid = _finest([one.keys.shape[1:3] for one in compared])
         with self.stopwatch.stage("kernel"):
             labels = self._propagate(compared, grid) if len(self.memory) else None
+            if labels is not None and slots is not None:
+                labels = self._weighed(labels, readings, slots)
             labels = self._with_given(labels, given, grid)
             self._remember([one.keys for one in compared], labels, given=given is not None)
         assert self._frame_size is not None
@@ -165,17 +173,22 @@ class Tracker:
             raise InputError("the first mask holds no object: its ids are all 0, or 255, which is void")
         self._frame_size = (size[0], size[1])
 
-    def _read(self, frame: Tensor) -> list[Comparison]:
-        """What the kernel compares."""
+    def _read(self, frame: Tensor, slots: SlotKeys | None) -> list[LayerReading]:
+        """The layers' readings of a frame under the clip's prompt, with what the slots need."""
         with self.stopwatch.stage("encode"):
             images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
             latents = self.backbone.encode(pad_to_stride(images, self.backbone.stride))
         with self.stopwatch.stage("unet"):
             condition = self.adapter.condition(self._next_index)
-            readings = self.backbone.read(latents, self._generator, condition=condition)
-            return comparisons(
-                readings, affinity=self.affinity, heads=self.heads, weights=self.adapter.head_weights
-            )
+            cross = slots.keys.keys() if slots else ()
+            return self.backbone.read(latents, self._generator, condition=condition, cross=cross)
+
+    def _weighed(self, labels: Tensor, readings: Sequence[LayerReading], slots: SlotKeys) -> Tensor:
+        """Propagated labels, weighed with what the prompt's slots say of this frame."""
+        queries = {r.name: r.prompt_queries[0] for r in readings if r.prompt_queries is not None}
+        grid = (labels.shape[-2], labels.shape[-1])
+        likely = slot_probabilities(queries, slots, self.object_ids, grid)
+        return with_evidence(labels, likely, self.adapter.slot_weight)
 
     def _propagate(
         self, compared: Sequence[Comparison], grid: tuple[int, int]

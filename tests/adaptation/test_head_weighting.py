@@ -213,8 +213,8 @@ def test_fixed_weights_that_fit_no_layer_are_refused(weights):
 
 
 def test_a_tracker_refuses_weights_of_other_layers(checkpoint):
-    from drift.adapter import Adapter
     from drift.backbone import load_latent_diffusion
+    from drift.propagation.adapter import Adapter
 
     backbone = load_latent_diffusion(str(checkpoint), layers=["up_blocks.2.attentions.0"], timestep=51)
     clip = moving_square(2)

@@ -29,7 +29,7 @@ class ColourBackbone:
     def encode(self, frames):
         return F.avg_pool2d(frames, self.stride)
 
-    def read(self, latents, generator, *, condition=None):
+    def read(self, latents, generator, *, condition=None, cross=()):
         readings = []
         for layer in range(self.layers):
             tokens = F.avg_pool2d(latents, 2**layer, ceil_mode=True) - 0.5

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from drift.propagation.slot_maps import SlotKeys
+
 __all__ = ["Adapter"]
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Adapter:
         conditions: frame index -> the condition from that frame on, until the next one: one prompt for each
             group of objects. Empty where the backbone's own prompt holds.
         head_weights: layer -> one weight per head; over all layers they sum to 1. Empty for equal weights.
+        slots: frame index -> the prompts' slots from that frame on, likewise.
+        slot_weight: how much what they say of a frame counts beside what earlier frames say; 0 for nothing.
         embeddings: what `conditions` were made of: the slots learned at each appearance of objects.
         figures: how it was learned: steps, seconds, losses.
         warning: why the optimisation was given up, or None.
@@ -26,11 +33,21 @@ class Adapter:
 
     conditions: Mapping[int, Float[Tensor, "groups tokens dim"]] = field(default_factory=dict)
     head_weights: Mapping[str, Float[Tensor, " heads"]] = field(default_factory=dict)
+    slots: Mapping[int, SlotKeys] = field(default_factory=dict)
+    slot_weight: float = 0.0
     embeddings: Sequence[Float[Tensor, "learned tokens dim"]] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     warning: str | None = None
 
     def condition(self, frame: int) -> Float[Tensor, "groups tokens dim"] | None:
         """The condition of frame `frame`; None for the backbone's own prompt."""
-        earlier = [index for index in self.conditions if index <= frame]
-        return self.conditions[max(earlier)] if earlier else None
+        return _latest(self.conditions, frame)
+
+    def slot_keys(self, frame: int) -> SlotKeys | None:
+        """The slots that count on frame `frame`; None where none do."""
+        return _latest(self.slots, frame) if self.slot_weight else None
+
+
+def _latest(by_frame: Mapping[int, Value], frame: int) -> Value | None:
+    earlier = [index for index in by_frame if index <= frame]
+    return by_frame[max(earlier)] if earlier else None
