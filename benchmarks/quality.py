@@ -33,7 +33,18 @@ from drift.metrics.davis import DavisScore, DavisScores
 from drift.propagation import Tracker
 from drift.stopwatch import Stopwatch
 
-__all__ = ["IMAGENET", "IMAGENET_BLOCKS", "PATCHES", "Figures", "Row", "main", "rows", "run_rows"]
+__all__ = [
+    "IMAGENET",
+    "IMAGENET_BLOCKS",
+    "PATCHES",
+    "Figures",
+    "Row",
+    "composed",
+    "main",
+    "randomised",
+    "rows",
+    "run_rows",
+]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -124,7 +135,8 @@ def _untracked(method: Callable[[Clip], Iterator[np.ndarray]]) -> Callable[..., 
     return masks
 
 
-def _composed(*overrides: str) -> Any:
+def composed(*overrides: str) -> Any:
+    """The configuration of `evaluate.py` with these words."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("evaluate", overrides=list(overrides))
 
@@ -133,7 +145,8 @@ def _options(config: Any) -> dict[str, Any]:
     return {str(name): value for name, value in config.propagation.items() if str(name)[0] != "_"}
 
 
-def _randomised(backbone: Any) -> Any:
+def randomised(backbone: Any) -> Any:
+    """The same model with weights as before any training."""
     torch.manual_seed(0)
     for module in backbone.modules():
         if hasattr(module, "reset_parameters"):
@@ -158,10 +171,10 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
     shared: dict[str, Backbone] = {}
 
     def model(name: str, propagation: str, features: str) -> Row:
-        config = _composed(f"propagation={propagation}", *overrides)
+        config = composed(f"propagation={propagation}", *overrides)
         if features not in shared:
             backbone = build(config, "backbone")
-            shared[features] = _Shared(_randomised(backbone) if features == "random" else backbone)
+            shared[features] = _Shared(randomised(backbone) if features == "random" else backbone)
         return Row(name, features, tracked(shared[features], _options(config)))
 
     makers["random"] = lambda: model("random", "attention", "random")

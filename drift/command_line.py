@@ -7,7 +7,9 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,7 +115,8 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
             status = _fail(f"{where}: {error.strerror or error}")
 
     try:
-        main()
+        with _ended_by_sigterm():
+            main()
     except (HydraException, OmegaConfBaseException) as error:
         status = _fail(_explain(error, config_dir, config_name))
     except OSError as error:  # the output folder, which Hydra makes
@@ -127,6 +130,23 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         print("interrupted; what was written is whole", file=sys.stderr)
         return 130
     return status
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM ends the run as an interrupt does: Lightning's own handler would not end a prediction."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from drift.propagation import Tracker
 CHOICES = [
     (path.parent.name, path.stem)
     for path in sorted(evaluate.CONFIGS.glob("*/*.yaml"))
-    if path.parent.name not in ("hydra", "experiment")
+    if path.parent.name not in ("hydra", "experiment", "tuned")
 ]
 
 
@@ -30,8 +30,10 @@ def composed(*overrides: str):
 def test_every_choice_is_composed_and_built(group, name, checkpoint, tmp_path):
     root = write_davis(tmp_path, {"ant": moving_square(2, name="ant")}, binary=name == "davis2016")
     config = composed(f"{group}={name}", f"output.dir={tmp_path}", "backbone.checkpoint=" + str(checkpoint))
-    if group in ("adaptation", "refinement"):
+    if group == "refinement":
         assert config[group].name == name
+    elif group == "adaptation":
+        assert build(config, group).learns == (name == "drift")
     elif group == "backbone":
         if name == "tiny":
             config.backbone.layers = ["up_blocks.2.attentions.0"]  # the embedded model's are not this one's
@@ -56,10 +58,33 @@ def test_every_choice_is_composed_and_built(group, name, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [path.stem for path in sorted((evaluate.CONFIGS / "experiment").glob("*.yaml"))]
+    "path", sorted((evaluate.CONFIGS / "experiment").rglob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_experiment_is_composed(name):
-    assert composed(f"experiment={name}").data
+def test_every_experiment_is_composed_and_its_adaptation_built(path):
+    name = path.relative_to(evaluate.CONFIGS / "experiment").with_suffix("").as_posix()
+    config = composed(f"experiment={name}")
+    settings = build(config, "adaptation")
+    if "ablation" in name:
+        assert settings.textual_inversion == ("text" in name or "all" in name)
+        assert (settings.head_weighting == "learned") == ("heads" in name or "all" in name)
+        noise = {"gaussian": "gaussian", "inversion": "ddim_inversion", "all": "ddim_inversion"}
+        assert config.backbone.noise == noise.get(name.split("/")[1].split("_")[-1], "none")
+        assert len(config.backbone.layers) == 2
+
+
+def test_what_is_tuned_for_a_pair_of_choices_holds_for_no_other():
+    assert len(composed("adaptation=drift").backbone.layers) == 2
+    assert len(composed("adaptation=none").backbone.layers) == 1
+    assert composed("adaptation=drift", "backbone=sd21").adaptation["weights"] is None
+    assert composed("adaptation=drift", "propagation.heads=joint").propagation.heads == "joint"
+
+
+def test_train_and_evaluate_agree_on_all_that_an_adapter_depends_on():
+    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+        for words in ([], ["backbone=sd21"], ["propagation=cosine"]):
+            one, other = (compose(n, overrides=[*words, "adaptation=drift"]) for n in ("train", "evaluate"))
+            for group in ("data", "backbone", "propagation", "adaptation", "seed"):
+                assert one[group] == other[group]
 
 
 def test_the_packages_that_are_installed_are_all_there():

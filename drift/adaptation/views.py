@@ -62,7 +62,7 @@ def augmented_views(
         matrix = _warp(mask, reach, random)
         size = mask.shape[::-1]
         warped = cv2.warpAffine(frame, matrix, size, borderMode=cv2.BORDER_REFLECT_101)
-        moved = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST)
+        moved = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
         views.append(
             _view(
                 _relit(warped, random),

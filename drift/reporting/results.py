@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.table import Table
 
 from drift.metrics.davis import DavisScores, SequenceScore
@@ -171,13 +172,14 @@ def _replace(path: Path, text: str) -> None:
 
 def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
     """One line per sequence and the mean over all objects, for the screen."""
-    table = Table(title="Segmentation scores", title_style="bold", header_style="bold")
-    table.add_column("sequence")
+    adapted = any(clip.adaptation for clip in clips)
+    box = SIMPLE_HEAD if adapted else HEAVY_HEAD  # one column more has to fit 80 characters
+    table = Table(title="Segmentation scores", title_style="bold", header_style="bold", box=box)
+    table.add_column("sequence", no_wrap=True)
     for column in ("objects", "frames", "J", "F", "J&F", "s/frame"):
         table.add_column(column, justify="right")
-    adapted = any(clip.adaptation for clip in clips)
     if adapted:
-        table.add_column("adapting, s", justify="right")
+        table.add_column("adapt s", justify="right")
     by_name = {score.sequence: score for score in scores.sequences}
     for clip in clips:
         score = by_name.get(clip.name)

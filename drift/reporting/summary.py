@@ -75,7 +75,7 @@ def summary_table(rows: Sequence[SweepRow]) -> Table:
     """The rows for the screen; the best J&F stands out."""
     table = Table(title="Configurations", title_style="bold", header_style="bold")
     table.add_column("configuration", overflow="fold")
-    for column in ("J", "F", "J&F", "s/frame", "adapting, s"):
+    for column in ("J", "F", "J&F", "s/frame", "adapt s"):
         table.add_column(column, justify="right")
     best = max((row.figures["J&F"] or 0.0 for row in rows), default=0.0)
     for row in rows:
