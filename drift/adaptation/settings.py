@@ -67,7 +67,7 @@ class AdaptationSettings:
     steps: int = 300
     learning_rate: float = 0.3
     conditioned: bool = True
-    refresh: int = 1
+    refresh: int = 3
     slot_weight: float = 0.0
     queries: int = 600
     head_steps: int = 300

@@ -24,7 +24,9 @@ def test_the_plain_loop_and_ours_are_timed_to_the_same_loss(checkpoint, tmp_path
     assert figures["steps_ours"] == 2
     assert 1 <= figures["steps_plain_unconditioned"] <= 4
     assert figures["speedup"] == pytest.approx(figures["seconds_plain"] / figures["seconds_ours"])
-    assert figures["same_loss_unconditioned"] == "true", "the same steps, from the same start"
+    # The same steps from the same start: after ours the plain loop has met that loss, one step later at most.
+    assert figures["gave_up_unconditioned"] == "false"
+    assert figures["steps_plain_unconditioned"] <= 3
     assert figures["loss_plain_unconditioned"] <= 1.01 * figures["loss_ours_unconditioned"]
 
 
