@@ -5,18 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lightning as L
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from drift.adaptation.setup import folder_to_use
 from drift.callbacks import Dashboard, ResultsWriter
-from drift.command_line import build, options_of, prepare_output, run
+from drift.command_line import build, options_of, prepared, run
 from drift.errors import DriftError
 from drift.metrics.davis import DavisScores
 from drift.module import TrackingModule
 from drift.reporting.clip_output import OutputFolder
-from drift.reporting.progress import ProgressBars
 from drift.reporting.results import results_table
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -24,24 +21,19 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def evaluate(config: DictConfig) -> DavisScores:
     """Runs one configuration; its files are in `output.dir`."""
-    folder = prepare_output(config)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    console = Console()
-    data = build(config, "data")
-    with options_of("data"):
-        data.setup()
-    backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
-    with options_of("propagation"):
-        tracker = make_tracker(backbone)  # each clip gets its own; this one only tells what its options lack
+    ready = prepared(config)
+    data, console, folder = ready.data, ready.console, ready.folder
     with options_of("adaptation"):
-        adapters = folder_to_use(build(config, "adaptation"), backbone, tracker, folder / "adapters")
+        adapters = folder_to_use(
+            build(config, "adaptation"), ready.backbone, ready.tracker, folder / "adapters"
+        )
     module = TrackingModule(
-        backbone,
-        make_tracker=make_tracker,
+        ready.backbone,
+        make_tracker=ready.make_tracker,
         adapters=adapters,
         sequences=data.sequences,
         output=OutputFolder(folder, overlays=config.output.overlays),
-        progress=ProgressBars(console, enabled=config.output.progress and console.is_terminal),
+        progress=ready.progress,
         attention_figures=config.output.attention,
     )
     results = ResultsWriter(OmegaConf.to_container(config, resolve=True))

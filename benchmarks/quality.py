@@ -8,7 +8,7 @@ features (EfficientNet-lite0), and on the model as it ships, by cosine similarit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,9 @@ class _Shared(WrappedBackbone):
             self._readings = []
         return self._latents
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
         if not self._readings:
-            self._readings = super().read(latents, generator, condition=condition, cross=cross)
+            self._readings = super().read(latents, generator, **prompt)
         return self._readings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,7 @@ class _Replayed:
     def encode(self, frames: Tensor) -> Tensor:
         return frames
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
         readings = {reading.name: reading for reading in next(self._readings)}
         return [readings[name] for name in self._layers or readings]
 
@@ -94,15 +87,8 @@ class _Keeping(WrappedBackbone):
         super().__init__(backbone)
         self._kept = kept
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
-        readings = super().read(latents, generator, condition=condition, cross=cross)
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
+        readings = super().read(latents, generator, **prompt)
         self._kept.append(
             [LayerReading(r.name, r.queries.half(), r.keys.half(), r.inputs.half()) for r in readings]
         )

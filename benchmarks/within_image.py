@@ -83,7 +83,7 @@ def main() -> None:
     config = composed("adaptation=drift", *options.overrides)
     trained, random = build(config, "backbone"), randomised(build(config, "backbone"))
     tracker = build(config, "propagation")(trained)
-    propagation = Propagation(tracker.affinity, "fused", tracker.temperature, tracker.top_k, tracker.radius)
+    propagation = Propagation.of(tracker)
     usual = AdaptationSettings(head_weighting="learned", weights=config.adaptation.weights, caution=0.1)
     rows: dict[str, list[float]] = {}
     clips = list(data.predict_dataloader())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +32,6 @@ class WrappedBackbone:
         """The other one's latents."""
         return self._backbone.encode(frames)
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
         """The other one's readings."""
-        return self._backbone.read(latents, generator, condition=condition, cross=cross)
+        return self._backbone.read(latents, generator, **prompt)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,15 +55,8 @@ class ColourPatches:
         """The patches of RGB frames `(batch, 3, height, width)` in [0, 1]."""
         return F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4)
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
-        """The one layer; draws no noise and knows no condition."""
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
+        """The one layer; draws no noise and knows no prompt."""
         tokens = latents.permute(0, 2, 3, 1)
         squares = tokens.square().sum(-1, keepdim=True)
         queries = torch.cat([2 * tokens, torch.ones_like(squares)], dim=-1)
@@ -91,15 +85,8 @@ class ImageNetFeatures:
         """RGB frames `(batch, 3, height, width)` in [0, 1], in the network's range."""
         return (frames * 255 - 127) / 128
 
-    def read(
-        self,
-        latents: Tensor,
-        generator: torch.Generator,
-        *,
-        condition: Tensor | None = None,
-        cross: Collection[str] = (),
-    ) -> list[LayerReading]:
-        """The one layer; draws no noise and knows no condition."""
+    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
+        """The one layer; draws no noise and knows no prompt."""
         network = self._network
         features = network._swish(network._bn0(network._conv_stem(latents)))
         outputs: list[Tensor] = []

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from drift.metrics.davis import DavisScores
 from drift.module import TrackingModule
+from drift.reporting.loggers import finish
 from drift.reporting.results import ClipResult, write_results
 
 __all__ = ["Dashboard", "ResultsWriter"]
@@ -118,9 +119,7 @@ class Dashboard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Ends a W&B run that failed, so that the next run of a sweep has one of its own."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.experiment.finish(exit_code=1)
+        finish(trainer, exit_code=1)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the scores of the whole set."""
@@ -131,9 +130,7 @@ class Dashboard(L.Callback):
                 logger.log_metrics(
                     {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
                 )
-            logger.save()
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.experiment.finish()  # else the next run of a sweep would go on in this one
+        finish(trainer)
 
 
 def _scores(scores: DavisScores, name: str) -> dict[str, float]:

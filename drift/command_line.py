@@ -13,10 +13,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+import lightning as L
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,11 +32,13 @@ from hydra.errors import (
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from drift.errors import DriftError, InputError, OptionError
 from drift.options import choice, whole_number
+from drift.reporting.progress import ProgressBars
 
-__all__ = ["build", "keep_freed_memory", "options_of", "prepare_output", "run"]
+__all__ = ["build", "keep_freed_memory", "options_of", "prepared", "run"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -75,7 +79,7 @@ def prepare_output(config: DictConfig) -> Path:
     """
     whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
     with options_of("output"):
-        for name in ("overlays", "attention", "progress"):
+        for name in {"overlays", "attention", "progress"} & config.output.keys():
             choice(name, config.output[name], (True, False))
     folder = Path(config.output.dir)
     try:
@@ -84,6 +88,47 @@ def prepare_output(config: DictConfig) -> Path:
     except OSError as error:
         raise InputError(f"output.dir={folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every entry point makes of its configuration before it does its own work.
+
+    Attributes:
+        folder: `output.dir`, with the configuration in it.
+        console, progress: where to print, and to show progress.
+        data: the data module, whose files have been found.
+        backbone: the model.
+        make_tracker: gives a fresh tracker for each clip.
+        tracker: one that tells what the options come to; it tracks nothing.
+    """
+
+    folder: Path
+    console: Console
+    progress: ProgressBars
+    data: L.LightningDataModule
+    backbone: Any
+    make_tracker: Callable[..., Any]
+    tracker: Any
+
+
+def prepared(config: DictConfig) -> Prepared:
+    """Prepares the output folder, seeds, and builds data, backbone and tracker.
+
+    Raises:
+        DriftError: an option is not allowed, or a file cannot be used; one line that names it.
+    """
+    folder = prepare_output(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    console = Console()
+    data = build(config, "data")
+    with options_of("data"):
+        data.setup()
+    backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
+    with options_of("propagation"):
+        tracker = make_tracker(backbone)
+    progress = ProgressBars(console, enabled=config.output.progress and console.is_terminal)
+    return Prepared(folder, console, progress, data, backbone, make_tracker, tracker)
 
 
 def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str) -> int:

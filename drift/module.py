@@ -28,21 +28,55 @@ from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
 from drift.stopwatch import Stopwatch
 
-__all__ = ["TrackingModule", "adapted"]
+__all__ = ["ClipModule", "TrackingModule"]
 
 _log = logging.getLogger(__name__)
 
 
-class TrackingModule(L.LightningModule):
-    """Tracks the objects of each clip, writes and scores what it finds.
+class ClipModule(L.LightningModule):
+    """Works on one clip at a time with a frozen backbone.
 
     Args:
         backbone: an `nn.Module` that meets `Backbone`; moved by the trainer.
-        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter and a stopwatch.
         adapters: gives, or learns, each clip's adapter.
+        progress: where to show progress, or None.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, adapters: AdapterFolder, progress: ProgressBars | None = None
+    ) -> None:
+        super().__init__()
+        assert isinstance(backbone, nn.Module)
+        self.backbone, self.adapters, self.progress = backbone, adapters, progress
+
+    def transfer_batch_to_device(self, batch: Clip, device: torch.device, dataloader_idx: int) -> Clip:
+        """A clip stays where it is: its frames are moved one at a time."""
+        return batch
+
+    def adapted(self, clip: Clip) -> Adapter:
+        """A clip's adapter; one that could not be learned is warned of.
+
+        Raises:
+            InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
+        """
+        assert isinstance(self.backbone, LatentDiffusion)
+        try:
+            adapter = self.adapters.adapter(clip, self.backbone)
+        except InputError as error:
+            raise error if clip.name in str(error) else InputError(f"{clip.name}: {error}") from None
+        if adapter.warning:
+            _log.warning("%s: %s", clip.name, adapter.warning)
+        return adapter
+
+
+class TrackingModule(ClipModule):
+    """Tracks the objects of each clip, writes and scores what it finds.
+
+    Args:
+        backbone, adapters, progress: see `ClipModule`.
+        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter and a stopwatch.
         sequences: the names of all clips, for the score.
         output: where to write.
-        progress: where to show progress, or None.
         attention_figures: whether a figure of the attention is drawn for each clip.
     """
 
@@ -57,25 +91,18 @@ class TrackingModule(L.LightningModule):
         progress: ProgressBars | None = None,
         attention_figures: bool = True,
     ) -> None:
-        super().__init__()
-        assert isinstance(backbone, nn.Module)
-        self.backbone = backbone
-        self.make_tracker, self.adapters = make_tracker, adapters
+        super().__init__(backbone, adapters=adapters, progress=progress)
+        self.make_tracker = make_tracker
         self.score = DavisScore(sequences)
         self.output = output
-        self.progress = progress
         self.attention_figures = attention_figures
-
-    def transfer_batch_to_device(self, batch: Clip, device: torch.device, dataloader_idx: int) -> Clip:
-        """A clip stays where it is: its frames are moved one at a time."""
-        return batch
 
     def predict_step(self, clip: Clip, batch_idx: int = 0) -> ClipResult:
         """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns."""
         stopwatch, decoding = Stopwatch(self.backbone.device), Stopwatch()
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
-        adapter = adapted(clip, self.backbone, self.adapters)
+        adapter = self.adapted(clip)
         start = time.perf_counter()
         figure, point = None, (0, 0)
         with ClipOutput(clip, self.output, self.score) as written:
@@ -147,22 +174,6 @@ class TrackingModule(L.LightningModule):
             return f"[bold]{result.name}[/]  {reason}  ({speed}){warning}"
         j, f = score.jaccard.mean, score.boundary.mean
         return f"[bold]{result.name}[/]  J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}  ({speed}){warning}"
-
-
-def adapted(clip: Clip, backbone: Backbone, adapters: AdapterFolder) -> Adapter:
-    """A clip's adapter; one that could not be learned is warned of.
-
-    Raises:
-        InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
-    """
-    assert isinstance(backbone, LatentDiffusion)
-    try:
-        adapter = adapters.adapter(clip, backbone)
-    except InputError as error:
-        raise error if clip.name in str(error) else InputError(f"{clip.name}: {error}") from None
-    if adapter.warning:
-        _log.warning("%s: %s", clip.name, adapter.warning)
-    return adapter
 
 
 def _decoded(clip: Clip, stopwatch: Stopwatch) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:

@@ -4,62 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import lightning as L
-import torch
-from lightning.pytorch.loggers import WandbLogger
-from torch import nn
-
-from drift.adaptation.checkpoints import AdapterFolder
-from drift.backbone.interface import Backbone
 from drift.clip import Clip
-from drift.module import adapted
-from drift.reporting.progress import ProgressBars
+from drift.module import ClipModule
+from drift.reporting.loggers import finish
 
 __all__ = ["AdaptersModule"]
 
 
-class AdaptersModule(L.LightningModule):
-    """Learns what `evaluate.py` would learn before it tracks.
-
-    Args:
-        backbone: an `nn.Module` that meets `Backbone`; moved by the trainer.
-        adapters: the folder to fill.
-        progress: where to show progress.
-    """
-
-    def __init__(self, backbone: Backbone, *, adapters: AdapterFolder, progress: ProgressBars) -> None:
-        super().__init__()
-        assert isinstance(backbone, nn.Module)
-        self.backbone = backbone
-        self.adapters = adapters
-        self.progress = progress
-
-    def transfer_batch_to_device(self, batch: Clip, device: torch.device, dataloader_idx: int) -> Clip:
-        """A clip stays where it is: its given frames are moved one at a time."""
-        return batch
+class AdaptersModule(ClipModule):
+    """Learns what `evaluate.py` would learn before it tracks."""
 
     def on_predict_start(self) -> None:
         """Draws the bar of clips."""
-        self.progress.start(int(sum(self.trainer.num_predict_batches)))
+        if self.progress:
+            self.progress.start(int(sum(self.trainer.num_predict_batches)))
 
     def predict_step(self, clip: Clip, batch_idx: int = 0) -> None:
         """Learns one clip's adapter, unless it is there."""
         known = self.adapters.path(clip).exists()
-        adapter = adapted(clip, self.backbone, self.adapters)
+        adapter = self.adapted(clip)
         for logger in self.trainer.loggers:
             figures = {f"{clip.name}/adaptation/{key}": value for key, value in adapter.figures.items()}
             logger.log_metrics(figures, step=batch_idx)
-        self.progress.clip_done(
-            f"[bold]{clip.name}[/]  "
-            + (adapter.warning or ("already there" if known else _line(adapter.figures)))
-        )
+        if self.progress:
+            said = adapter.warning or ("already there" if known else _line(adapter.figures))
+            self.progress.clip_done(f"[bold]{clip.name}[/]  {said}")
 
     def on_predict_end(self) -> None:
         """Ends a W&B run, so that the next run of a sweep has one of its own."""
-        for logger in self.trainer.loggers:
-            logger.save()
-            if isinstance(logger, WandbLogger) and self.trainer.is_global_zero:
-                logger.experiment.finish()
+        finish(self.trainer)
 
 
 def _line(figures: Mapping[str, float]) -> str:

@@ -15,7 +15,7 @@ from drift.adaptation.prompts import (
     appearances,
     conditions,
     first_embeddings,
-    slots,
+    slot_keys,
     tokens_per_slot,
 )
 from drift.adaptation.settings import AdaptationSettings
@@ -32,7 +32,6 @@ Reader = Callable[[str], Tensor]
 """What an earlier objective's parameter has come to, by its name."""
 
 _HEADS = "head_logits"
-_WIDEST = 12  # tokens that a place moves at most in a view where propagation has no radius
 
 
 def clip_appearances(clip: Clip, backbone: LatentDiffusion) -> list[Appearance]:
@@ -62,7 +61,7 @@ def prompted(
             conditions=conditions(backbone.condition().float(), when, embeddings)
             if settings.conditioned
             else {},
-            slots=slots(projections, when, embeddings) if settings.slot_weight else {},
+            slots=slot_keys(projections, when, embeddings) if settings.slot_weight else {},
             slot_weight=settings.slot_weight,
         )
 
@@ -198,12 +197,11 @@ class ClipTask:
         picture = self.clip.frames[frame]
         mask = self.clip.given_mask(frame, picture.shape[:2])
         assert mask is not None
-        reach = min(self.propagation.radius or _WIDEST, _WIDEST) * self.backbone.stride
         return augmented_views(
             picture,
             mask,
             count=count,
-            reach=reach,
+            reach=self.propagation.reach * self.backbone.stride,
             stride=self.backbone.stride,
             seed=self.settings.seed,
         )

@@ -14,7 +14,8 @@ from drift.adaptation.views import View
 from drift.backbone.interface import LayerReading
 from drift.errors import OptionError
 from drift.propagation.affinity import comparisons, on_finest_grid
-from drift.propagation.labels import downsampling, labels_of_mask, pad_to_stride
+from drift.propagation.labels import downsampling, finest, pad_to_stride
+from drift.propagation.tracker import Tracker
 
 __all__ = ["HEAD_WEIGHTINGS", "HeadLearning", "Propagation", "first_logits", "fixed_weights", "single_head"]
 
@@ -34,6 +35,18 @@ class Propagation:
     temperature: float
     top_k: int | None
     radius: int | None
+
+    @staticmethod
+    def of(tracker: Tracker) -> Propagation:
+        """As this tracker does."""
+        return Propagation(
+            tracker.affinity, tracker.heads, tracker.temperature, tracker.top_k, tracker.radius
+        )
+
+    @property
+    def reach(self) -> int:
+        """How many tokens away head weights are learned: the radius, from 1 to a limit."""
+        return min(max(_WIDEST if self.radius is None else self.radius, 1), _WIDEST)
 
 
 @dataclass(frozen=True)
@@ -86,8 +99,7 @@ class HeadLearning:
         self.heads = [reading.queries.shape[1] for reading in readings[0]]
         self.layer_of = _layer_of(dict(zip(self.layers, self.heads, strict=True)), propagation.affinity)
         stride = downsampling(views[0].image.shape[-2], tokens[0][0][0].shape[1])
-        labels = [_labels(view, object_ids, stride) for view in views]
-        reach = min(propagation.radius or _WIDEST, _WIDEST)
+        labels = [view.labels(object_ids, stride) for view in views]
         chosen = [
             _chosen(label, _reachable(view, stride), queries, generator)
             for label, view in zip(labels, views, strict=True)
@@ -98,7 +110,7 @@ class HeadLearning:
                 [(layer.flip(2) if view.flipped else layer) for layer, _ in tokens[number]],
                 [layer for _, layer in tokens[0]],
                 where,
-                reach,
+                propagation.reach,
                 never_itself=number == 0,
             )
             candidates = labels[0].flatten(1).T[keys]
@@ -243,13 +255,8 @@ def fixed_weights(
 def _tokens(readings: Sequence[LayerReading], affinity: str) -> list[tuple[Tensor, Tensor]]:
     """Queries and keys of every layer and head on the finest grid, `(heads, rows, columns, dim)`."""
     each = comparisons(readings, affinity=affinity, heads="separate")
-    grid = max((one.keys.shape[1:3] for one in each), key=lambda size: size[0] * size[1])
+    grid = finest(one.keys.shape[1:3] for one in each)
     return [(on_finest_grid(one.queries, grid), on_finest_grid(one.keys, grid)) for one in each]
-
-
-def _labels(view: View, object_ids: Sequence[int], stride: int) -> Float[Tensor, "channels rows columns"]:
-    shares = labels_of_mask(view.mask, object_ids, stride)
-    return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 
 def _reachable(view: View, stride: int) -> Bool[Tensor, "rows columns"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,14 +54,14 @@ class Course:
     Attributes:
         losses: of each step.
         best: the parameter that had the lowest.
-        seconds: all steps took, with the preparation.
+        lowest: of them.
+        settled, settled_at: the last loss that was lower by the tolerance, and how many steps led to it.
     """
 
     best: Tensor
     losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
     lowest: float = math.inf
-    settled: float = math.inf  # the last loss that was lower by the tolerance
+    settled: float = math.inf
     settled_at: int = 0
 
 
@@ -84,7 +83,6 @@ class AdaptationModule(L.LightningModule):
         self.courses = {one.name: Course(self.learned[one.name].detach().clone()) for one in objectives}
         self._place = 0
         self._loss: Callable[[Tensor], Tensor] | None = None
-        self._since = 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with each parameter's own learning rate."""
@@ -107,7 +105,6 @@ class AdaptationModule(L.LightningModule):
         """
         objective = self.objectives[self._place]
         if self._loss is None:
-            self._since = time.perf_counter()
             self._loss = objective.prepare(self.value)
         parameter = self.learned[objective.name]
         loss = self._loss(parameter)
@@ -125,7 +122,6 @@ class AdaptationModule(L.LightningModule):
         steps = len(course.losses)
         if steps < objective.steps and steps - course.settled_at < objective.patience:
             return
-        course.seconds = time.perf_counter() - self._since
         self.learned[objective.name].data.copy_(course.best)
         self.learned[objective.name].requires_grad_(False)
         self._place, self._loss = self._place + 1, None

@@ -21,7 +21,7 @@ __all__ = [
     "appearances",
     "conditions",
     "first_embeddings",
-    "slots",
+    "slot_keys",
     "tokens_per_slot",
     "with_slots",
 ]
@@ -110,7 +110,7 @@ def conditions(
     return found
 
 
-def slots(
+def slot_keys(
     attentions: Mapping[str, Attention],
     when: Sequence[Appearance],
     embeddings: Sequence[Float[Tensor, "learned tokens dim"]],

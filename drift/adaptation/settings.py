@@ -26,7 +26,7 @@ class AdaptationSettings:
             equal ones.
         caution: how dearly `learned` weights pay for leaving those they start from; 0 for not at all.
         views: augmented views of the given frame that head weights are learned on, beside it.
-        prompt_views: likewise for the prompt; each is a pass of the UNet at every step.
+        prompt_views: likewise for the prompt; each makes its steps dearer.
         tokens_per_slot: tokens of the prompt for each object and for the background.
         cross_layers: layers whose cross-attention is to show the masks; None for those that are read for
             propagation, the last one apart.

@@ -59,10 +59,4 @@ def _checked(settings: AdaptationSettings, backbone: LatentDiffusion, tracker: T
             raise OptionError("cross_layers", unread[0], "with a slot_weight, among backbone.layers")
         if settings.diffusion_weight and (backbone.noise == "none" or not backbone.timestep):
             raise OptionError("diffusion_weight", settings.diffusion_weight, "0 where there is no noise")
-    return Propagation(
-        affinity=tracker.affinity,
-        heads=tracker.heads,
-        temperature=tracker.temperature,
-        top_k=tracker.top_k,
-        radius=tracker.radius,
-    )
+    return Propagation.of(tracker)

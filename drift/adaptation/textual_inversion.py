@@ -22,7 +22,7 @@ from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.backbone.precision import computing_in
 from drift.backbone.prefix import Prefix, computed_prefix, replayed
 from drift.errors import OptionError
-from drift.propagation.labels import labels_of_mask, pooled
+from drift.propagation.labels import pooled
 from drift.propagation.slot_maps import slot_maps
 
 __all__ = ["PromptInversion", "chosen_cross_layers"]
@@ -104,8 +104,11 @@ class PromptInversion:
             self.latents = backbone.noised(clean, generator)
             self.target = backbone.denoising_target(clean, self.latents) if diffusion_weight else None
             rows, columns = clean.shape[-2:]
-            labels = [_labels(view, object_ids, backbone.stride) for view in views]
-            self.labels = torch.stack(labels).to(clean)
+            labels = [view.labels(object_ids, backbone.stride) for view in views]
+            mirrored = [
+                one.flip(-1) if view.flipped else one for one, view in zip(labels, views, strict=True)
+            ]
+            self.labels = torch.stack(mirrored).to(clean)
         self._grid = (rows, columns)
         self._steps = 0
         self._prefix: Prefix | None = None
@@ -206,10 +209,3 @@ class PromptInversion:
         maps = slot_maps(logits, self.slots, self._grid)
         others = self.slots - (self.labels.shape[1] - 1)
         return torch.cat([maps[:, :others].sum(1, keepdim=True), maps[:, others:]], dim=1)
-
-
-def _labels(view: View, object_ids: Sequence[int], stride: int) -> Float[Tensor, "slots rows columns"]:
-    """The share of each latent's pixels that is none of these objects, then each one's; mirrored as the image is."""
-    shares = labels_of_mask(view.mask, object_ids, stride)
-    labels = torch.cat([1 - shares.sum(0, keepdim=True), shares])
-    return labels.flip(-1) if view.flipped else labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from drift.propagation.labels import pad_to_stride
+from drift.propagation.labels import labels_of_mask, pad_to_stride
 
 __all__ = ["View", "augmented_views"]
 
@@ -34,6 +35,13 @@ class View:
     mask: UInt8[Tensor, "height width"]
     reachable: Bool[Tensor, "height width"]
     flipped: bool = False
+
+    def labels(
+        self, object_ids: Sequence[int], stride: int
+    ) -> Float[Tensor, "channels token_rows token_columns"]:
+        """The share of each token's pixels that is none of these objects, then each one's; not mirrored."""
+        shares = labels_of_mask(self.mask, object_ids, stride)
+        return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 
 def augmented_views(

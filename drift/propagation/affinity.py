@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from drift.backbone.interface import LayerReading
 from drift.errors import OptionError
-from drift.propagation.labels import downsampling
+from drift.propagation.labels import finest, unpooled
 
 __all__ = ["AFFINITIES", "HEADS", "Comparison", "comparisons", "on_finest_grid"]
 
@@ -104,20 +104,14 @@ def _joined(tokens: Tensor) -> Tensor:
 
 def _fused(layers: Sequence[Comparison]) -> Comparison:
     """All layers' tokens side by side on the finest grid: the inner products are the sums over layers."""
-    grid = max((layer.keys.shape[1:3] for layer in layers), key=lambda size: size[0] * size[1])
+    grid = finest(layer.keys.shape[1:3] for layer in layers)
     queries = [on_finest_grid(layer.queries * layer.shares.sum(), grid) for layer in layers]
     keys = [on_finest_grid(layer.keys, grid) for layer in layers]
     return Comparison(torch.cat(queries, -1), torch.cat(keys, -1), torch.ones_like(layers[0].shares[:1]))
 
 
 def on_finest_grid(
-    tokens: Float[Tensor, "heads height width dim"], grid: tuple[int, ...]
+    tokens: Float[Tensor, "heads height width dim"], grid: tuple[int, int]
 ) -> Float[Tensor, "heads fine_height fine_width dim"]:
-    """Tokens of a coarser layer between those they lie among, bilinear; those of the finest layer as they are."""
-    factor = downsampling(grid[0], tokens.shape[1])
-    if factor == 1:
-        return tokens
-    fine = F.interpolate(
-        tokens.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear", align_corners=False
-    )
-    return fine[..., : grid[0], : grid[1]].permute(0, 2, 3, 1)
+    """Tokens of a coarser layer between those they lie among; see `unpooled`."""
+    return unpooled(tokens.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SoftLabels", "downsampling", "labels_of_mask", "merge_given", "pad_to_stride", "pooled"]
+__all__ = [
+    "SoftLabels",
+    "downsampling",
+    "finest",
+    "labels_of_mask",
+    "merge_given",
+    "pad_to_stride",
+    "pooled",
+    "unpooled",
+]
 
 
 @dataclass(frozen=True)
@@ -111,3 +120,19 @@ def pooled(labels: Float[Tensor, "channels rows columns"], grid: tuple[int, int]
     if factor == 1:
         return labels
     return F.avg_pool2d(labels[None], factor, ceil_mode=True, count_include_pad=False)[0]
+
+
+def unpooled(
+    coarse: Float[Tensor, "batch channels coarse_rows coarse_columns"], grid: tuple[int, int]
+) -> Float[Tensor, "batch channels rows columns"]:
+    """What lies on a coarser grid, between its tokens on the finer `grid`, bilinear; of equal grids as it is."""
+    factor = downsampling(grid[0], coarse.shape[-2])
+    if factor > 1:
+        coarse = F.interpolate(coarse, scale_factor=factor, mode="bilinear", align_corners=False)
+    return coarse[..., : grid[0], : grid[1]]
+
+
+def finest(grids: Iterable[Sequence[int]]) -> tuple[int, int]:
+    """The largest of several layers' grids, each of rows and columns."""
+    rows, columns = max(grids, key=math.prod)
+    return rows, columns

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from drift.propagation.labels import downsampling
+from drift.propagation.labels import unpooled
 
 __all__ = ["SlotKeys", "slot_maps", "slot_probabilities", "with_evidence"]
+
+_LEAST = 0.02  # of a likelihood: looks alone never rule an object out
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,7 @@ def slot_maps(
     maps = []
     for layer in logits:
         of_slots = layer.softmax(-1).unflatten(-1, (slots, -1)).sum(-1).mean(1).permute(0, 3, 1, 2)
-        factor = downsampling(grid[0], of_slots.shape[-2])
-        if factor > 1:
-            of_slots = F.interpolate(of_slots, scale_factor=factor, mode="bilinear", align_corners=False)
-        maps.append(of_slots[..., : grid[0], : grid[1]])
+        maps.append(unpooled(of_slots, grid))
     return torch.stack(maps).mean(0)
 
 
@@ -90,6 +88,3 @@ def with_evidence(
     """
     product = labels * likely.clamp(min=_LEAST) ** weight
     return product / product.sum(0, keepdim=True).clamp(min=1e-12)
-
-
-_LEAST = 0.02  # of a likelihood: looks alone never rule an object out

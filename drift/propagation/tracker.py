@@ -19,10 +19,12 @@ from drift.propagation.kernel import attention_map, propagate
 from drift.propagation.labels import (
     SoftLabels,
     downsampling,
+    finest,
     labels_of_mask,
     merge_given,
     pad_to_stride,
     pooled,
+    unpooled,
 )
 from drift.propagation.memory import Memory, RememberedFrame
 from drift.propagation.slot_maps import SlotKeys, slot_probabilities, with_evidence
@@ -120,7 +122,7 @@ class Tracker:
                 readings, affinity=self.affinity, heads=self.heads, weights=self.adapter.head_weights
             )
         self._compared, self._attended = compared, self.memory.frames()
-        grid = _finest([one.keys.shape[1:3] for one in compared])
+        grid = finest(one.keys.shape[1:3] for one in compared)
         with self.stopwatch.stage("kernel"):
             labels = self._propagate(compared, grid) if len(self.memory) else None
             if labels is not None and slots is not None:
@@ -210,8 +212,7 @@ class Tracker:
                 top_k=self.top_k,
             )
             carried = torch.einsum("h,hyxc->cyx", one.shares[used].to(per_head), per_head)
-            on_grid = F.interpolate(carried[None], scale_factor=factor, mode="bilinear", align_corners=False)
-            total += on_grid[0, :, : grid[0], : grid[1]]
+            total += unpooled(carried[None], grid)[0]
         return total
 
     def _with_given(self, labels: Tensor | None, given: Tensor | None, grid: tuple[int, int]) -> Tensor:
@@ -240,11 +241,6 @@ class Tracker:
         assert self._frame_size is not None
         padded = -(-self._frame_size[0] // self.backbone.stride)
         return self.backbone.stride * downsampling(padded, grid[0])
-
-
-def _finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-    height, width = max(grids, key=lambda grid: grid[0] * grid[1])
-    return height, width
 
 
 def _heads(tokens: Tensor, used: Tensor) -> Tensor:

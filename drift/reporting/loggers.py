@@ -6,11 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from drift.options import choice
 
-__all__ = ["no_logger", "wandb_logger"]
+__all__ = ["finish", "no_logger", "wandb_logger"]
 
 
 def no_logger() -> None:
@@ -49,3 +50,11 @@ def wandb_logger(
         print(f"warning: W&B did not start ({reason}); the run goes on without it", file=sys.stderr)
         return None
     return logger
+
+
+def finish(trainer: L.Trainer, exit_code: int = 0) -> None:
+    """Saves what the trainer's loggers hold, and ends W&B's run: else the next run of a sweep would go on in it."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish(exit_code=exit_code)

@@ -14,15 +14,19 @@ from drift.adaptation import AdaptationSettings
 from drift.adaptation.head_weighting import (
     HeadLearning,
     Propagation,
+    _chosen,
+    _reachable,
     first_logits,
     fixed_weights,
     single_head,
 )
 from drift.adaptation.module import AdaptationModule, Objective, fit
 from drift.adaptation.views import augmented_views
-from drift.backbone import LayerReading
+from drift.backbone import LayerReading, load_latent_diffusion
 from drift.errors import OptionError
-from drift.propagation import Tracker
+from drift.propagation import Tracker, propagate
+from drift.propagation.adapter import Adapter
+from drift.propagation.affinity import comparisons
 from drift.propagation.labels import labels_of_mask
 
 STRIDE, RADIUS = 4, 4
@@ -149,12 +153,8 @@ def test_learning_carries_labels_as_the_tracker_does(mode):
         clip.frames[0], clip.given[0], count=4, reach=RADIUS * STRIDE, stride=STRIDE, seed=0
     )
     readings = readings_of(views, good_head=1)
-    from drift.adaptation.head_weighting import _chosen, _labels, _reachable
-    from drift.propagation.affinity import comparisons
-    from drift.propagation.kernel import propagate
-
     generator = torch.Generator().manual_seed(0)
-    labels = [_labels(view, [1], STRIDE) for view in views]
+    labels = [view.labels([1], STRIDE) for view in views]
     places = [
         _chosen(label, _reachable(view, STRIDE), 300, generator)
         for label, view in zip(labels, views, strict=True)
@@ -213,11 +213,14 @@ def test_fixed_weights_that_fit_no_layer_are_refused(weights):
 
 
 def test_a_tracker_refuses_weights_of_other_layers(checkpoint):
-    from drift.backbone import load_latent_diffusion
-    from drift.propagation.adapter import Adapter
-
     backbone = load_latent_diffusion(str(checkpoint), layers=["up_blocks.2.attentions.0"], timestep=51)
     clip = moving_square(2)
     tracker = Tracker(backbone, adapter=Adapter(head_weights={"up_blocks.1.attentions.0": torch.ones(4) / 4}))
     with pytest.raises(OptionError, match="other layers"):
         tracker.step(clip.frames[0], clip.given[0])
+
+
+@pytest.mark.parametrize(("radius", "reach"), [(None, 12), (0, 1), (5, 5), (40, 12)])
+def test_weights_are_learned_within_the_radius(radius, reach):
+    """A radius of 0 still needs a neighbour, since a token never matches itself."""
+    assert Propagation("attention", "joint", 1.0, None, radius).reach == reach

@@ -16,7 +16,7 @@ from drift.adaptation.prompts import (
     appearances,
     conditions,
     first_embeddings,
-    slots,
+    slot_keys,
     tokens_per_slot,
     with_slots,
 )
@@ -262,7 +262,7 @@ def test_slots_at_tracking_time_say_what_they_said_when_learned(backbone):
     queries = torch.randn(1, 4, 5, 6, 8)
     layers = self_attention_layers(backbone.unet)
     attention = layers[CROSS[0]][1].attn2
-    held = slots({CROSS[0]: attention}, appearances({0: [5]}, 77), [embeddings])[0]
+    held = slot_keys({CROSS[0]: attention}, appearances({0: [5]}, 77), [embeddings])[0]
     dim = held.keys[CROSS[0]].shape[-1]
     queries = torch.randn(attention.heads, 5, 6, dim)
     likely = slot_probabilities({CROSS[0]: queries}, held, [5], (5, 6))

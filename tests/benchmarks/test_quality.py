@@ -14,6 +14,7 @@ from examples import CUTOUTS, GROUNDS, NAMES, moving_square, write_davis
 from benchmarks import pointing, quality, tuning
 from benchmarks.quality import PATCHES, Row, run_rows, tracked
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
+from drift.backbone import load_latent_diffusion
 from drift.metrics.functional import jaccard
 from drift.pretrain.scenes import vocabulary_captions
 from drift.pretrain.text import build_tokenizer
@@ -123,8 +124,6 @@ def test_a_hit_is_a_maximum_on_the_object():
 
 
 def test_the_maps_of_names_are_read_from_a_checkpoint(checkpoint):
-    from drift.backbone import load_latent_diffusion
-
     backbone = load_latent_diffusion(str(checkpoint), layers=["up_blocks.1.attentions.2"], timestep=0)
     backbone.tokenizer = build_tokenizer(vocabulary_captions(CUTOUTS))
     backbone.text_encoder.resize_token_embeddings(len(backbone.tokenizer))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from examples import moving_square, write_davis
+from examples import moving_square, write_checkpoint, write_davis
 from safetensors.torch import load_file
 
 import evaluate
@@ -22,6 +22,7 @@ import train
 from drift.adaptation import textual_inversion
 from drift.adaptation.head_weighting import HeadLearning
 from drift.command_line import run
+from drift.image_files import read_mask
 
 LAYERS = ["up_blocks.2.attentions.0", "up_blocks.2.attentions.1"]
 BRIEF = [
@@ -162,8 +163,6 @@ def test_adapters_of_something_else_are_refused_with_what_differs(command, tmp_p
 
 
 def test_an_adapter_of_another_backbone_is_refused(command, tmp_path, tmp_path_factory, capsys):
-    from examples import write_checkpoint
-
     command("train", "adapters")
     other = write_checkpoint(tmp_path_factory.mktemp("other"), seed=1)
     capsys.readouterr()  # a progress bar of the writing
@@ -259,8 +258,6 @@ def test_an_ablation_ends_with_a_table_of_its_configurations(command, tmp_path):
 
 
 def test_masks_of_all_configurations_are_those_of_the_given_frame(command, root, tmp_path):
-    from drift.image_files import read_mask
-
     command("evaluate", "out")
     first = read_mask(tmp_path / "out" / "masks" / "ant" / "00000.png")
     assert np.array_equal(first, read_mask(root / "Annotations" / "480p" / "ant" / "00000.png"))
