@@ -29,6 +29,7 @@ def evaluate(config: DictConfig) -> DavisScores:
         )
     module = TrackingModule(
         ready.backbone,
+        refiner=build(config, "refinement"),
         make_tracker=ready.make_tracker,
         adapters=adapters,
         sequences=data.sequences,

@@ -20,13 +20,12 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from benchmarks.measuring import arguments, write_json
-from benchmarks.wrapping import WrappedBackbone
+from benchmarks.wrapping import SharedFeatures
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from datamodules.davis import Davis2016
-from drift.backbone import Backbone, LayerReading
+from drift.backbone import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
@@ -41,6 +40,7 @@ __all__ = [
     "Row",
     "composed",
     "main",
+    "options_of_tracker",
     "randomised",
     "rows",
     "run_rows",
@@ -85,27 +85,6 @@ class Figures:
     propagation_seconds: float
 
 
-class _Shared(WrappedBackbone):
-    """A backbone that several trackers use in turn on the same frame, and that works once for all of them."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self._frames: Tensor | None = None
-        self._latents: Tensor | None = None
-        self._readings: list[LayerReading] = []
-
-    def encode(self, frames: Tensor) -> Tensor:
-        if self._latents is None or self._frames is None or not torch.equal(frames, self._frames):
-            self._frames, self._latents = frames, super().encode(frames)
-            self._readings = []
-        return self._latents
-
-    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
-        if not self._readings:
-            self._readings = super().read(latents, generator, **prompt)
-        return self._readings
-
-
 def tracked(
     backbone: Backbone, options: Mapping[str, Any]
 ) -> Callable[[Clip, Stopwatch], Iterator[np.ndarray]]:
@@ -134,7 +113,8 @@ def composed(*overrides: str) -> Any:
         return compose("evaluate", overrides=list(overrides))
 
 
-def _options(config: Any) -> dict[str, Any]:
+def options_of_tracker(config: Any) -> dict[str, Any]:
+    """What a `Tracker` is made with."""
     return {str(name): value for name, value in config.propagation.items() if str(name)[0] != "_"}
 
 
@@ -167,8 +147,8 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
         config = composed(f"propagation={propagation}", *overrides)
         if features not in shared:
             backbone = build(config, "backbone")
-            shared[features] = _Shared(randomised(backbone) if features == "random" else backbone)
-        return Row(name, features, tracked(shared[features], _options(config)))
+            shared[features] = SharedFeatures(randomised(backbone) if features == "random" else backbone)
+        return Row(name, features, tracked(shared[features], options_of_tracker(config)))
 
     makers["random"] = lambda: model("random", "attention", "random")
     makers["cosine"] = lambda: model("cosine", "cosine", "model")

@@ -103,6 +103,7 @@ class Dashboard(L.Callback):
         assert isinstance(pl_module, TrackingModule)
         numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
         numbers |= {f"{outputs.name}/adaptation/{key}": value for key, value in outputs.adaptation.items()}
+        numbers |= {f"{outputs.name}/refinements/{key}": count for key, count in outputs.refinements.items()}
         if trainer.world_size == 1:
             numbers |= _scores(pl_module.score.compute(), outputs.name)
         for logger in trainer.loggers:

@@ -21,6 +21,7 @@ from drift.errors import InputError
 from drift.metrics.davis import DavisScore, scored_frames
 from drift.prefetch import prefetched
 from drift.propagation.adapter import Adapter
+from drift.propagation.refiner import Refiner
 from drift.propagation.tracker import Tracker
 from drift.reporting.attention_figure import AttentionView, draw_attention
 from drift.reporting.clip_output import ClipOutput, OutputFolder
@@ -74,7 +75,9 @@ class TrackingModule(ClipModule):
 
     Args:
         backbone, adapters, progress: see `ClipModule`.
-        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter and a stopwatch.
+        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter, the refiner and a
+            stopwatch.
+        refiner: sharpens predicted masks; None leaves them as propagated.
         sequences: the names of all clips, for the score.
         output: where to write.
         attention_figures: whether a figure of the attention is drawn for each clip.
@@ -85,6 +88,7 @@ class TrackingModule(ClipModule):
         backbone: Backbone,
         *,
         make_tracker: Callable[..., Tracker],
+        refiner: Refiner | None = None,
         adapters: AdapterFolder,
         sequences: Sequence[str],
         output: OutputFolder,
@@ -92,7 +96,7 @@ class TrackingModule(ClipModule):
         attention_figures: bool = True,
     ) -> None:
         super().__init__(backbone, adapters=adapters, progress=progress)
-        self.make_tracker = make_tracker
+        self.make_tracker, self.refiner = make_tracker, refiner
         self.score = DavisScore(sequences)
         self.output = output
         self.attention_figures = attention_figures
@@ -106,7 +110,9 @@ class TrackingModule(ClipModule):
         start = time.perf_counter()
         figure, point = None, (0, 0)
         with ClipOutput(clip, self.output, self.score) as written:
-            tracker = self.make_tracker(self.backbone, adapter=adapter, stopwatch=stopwatch)
+            tracker = self.make_tracker(
+                self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch
+            )
             for index, frame, given in prefetched(_decoded(clip, decoding)):
                 mask, objects = self._track(tracker, clip, index, frame, given)
                 written.add(index, frame, mask, objects)
@@ -125,6 +131,7 @@ class TrackingModule(ClipModule):
             overlay=self.output.overlay(clip) if self.output.overlays else None,
             attention=figure,
             adaptation=adapter.figures,
+            refinements=dict(tracker.refinements),
             warning=adapter.warning,
         )
 

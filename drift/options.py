@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from drift.errors import OptionError
 
-__all__ = ["choice", "non_negative", "positive", "whole_number"]
+__all__ = ["choice", "non_negative", "positive", "share", "whole_number"]
 
 
 def _is_number(value: object) -> bool:
@@ -44,3 +44,9 @@ def choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Raises OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise OptionError(name, value, ", ".join(str(one) for one in allowed))
+
+
+def share(name: str, value: object) -> None:
+    """Raises OptionError unless `value` is a number from 0 to 1."""
+    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise OptionError(name, value, "a number from 0 to 1")

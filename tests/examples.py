@@ -48,6 +48,17 @@ def moving_square(
     )
 
 
+class Clips:
+    """As a data module: clips in memory."""
+
+    def __init__(self, *clips):
+        self.sequences = [clip.name for clip in clips]
+        self._clips = clips
+
+    def predict_dataloader(self):
+        return iter(self._clips)
+
+
 def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
     """A checkpoint with Stable Diffusion 2.1's configuration keys, random weights and a small width."""
     torch.manual_seed(seed)

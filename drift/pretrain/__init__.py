@@ -1,1 +1,1 @@
-"""The recipe that makes the embedded latent diffusion model from openly licensed pictures."""
+"""The recipes that make the embedded models from openly licensed pictures."""

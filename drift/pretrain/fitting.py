@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from drift.errors import InputError
 from drift.pretrain.pictures import Cutout
@@ -25,16 +26,23 @@ class _SceneData(L.LightningDataModule):
     """The scenes from the global step on: a resumed training sees none twice."""
 
     def __init__(
-        self, pictures: tuple[list[Cutout], list], *, side: int, batch_size: int, max_steps: int, seed: int
+        self,
+        dataset: Callable[..., Dataset],
+        pictures: tuple[list[Cutout], list],
+        *,
+        side: int,
+        batch_size: int,
+        max_steps: int,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.pictures, self.side, self.batch_size = pictures, side, batch_size
+        self.dataset, self.pictures, self.side, self.batch_size = dataset, pictures, side, batch_size
         self.max_steps, self.seed = max_steps, seed
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         done, processes = self.trainer.global_step, self.trainer.world_size
-        batches = SceneDataset(
+        batches = self.dataset(
             *self.pictures,
             side=self.side,
             length=self.max_steps * processes,  # Lightning counts those of before the resume as well
@@ -105,6 +113,7 @@ def fit(
     side: int,
     batch_size: int,
     seed: int,
+    dataset: Callable[..., Dataset] = SceneDataset,
     precision: str = "bf16-mixed",
     ema_decay: float = 0.998,
     save_every: int = 100,
@@ -113,8 +122,9 @@ def fit(
     """Trains `module` for `max_steps`, going on from the newest whole checkpoint in `folder`.
 
     At the end the module holds the exponential moving average of its weights. Every start writes its
-    losses into a folder of its own, `folder/log/from_STEP`. With several `processes` each takes its share
-    of every batch, which on a CPU is faster than as many threads.
+    losses into a folder of its own, `folder/log/from_STEP`. `dataset` gives the batches, as `SceneDataset`
+    does. With several `processes` each takes its share of every batch, which on a CPU is faster than as many
+    threads.
 
     Raises:
         InputError: a checkpoint could not be written; those before it are untouched.
@@ -136,7 +146,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    scenes = _SceneData(pictures, side=side, batch_size=batch_size, max_steps=max_steps, seed=seed)
+    scenes = _SceneData(dataset, pictures, side=side, batch_size=batch_size, max_steps=max_steps, seed=seed)
     trainer.fit(
         module, datamodule=scenes, ckpt_path=None if resumed is None else str(resumed), weights_only=False
     )

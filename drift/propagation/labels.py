@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ __all__ = [
     "finest",
     "labels_of_mask",
     "merge_given",
+    "on_tokens",
     "pad_to_stride",
     "pooled",
     "unpooled",
@@ -34,6 +35,7 @@ class SoftLabels:
         stride: pixels per token.
         min_confidence: an object that is nowhere at least this probable is absent.
         given: the mask given for this frame, `(height, width)` object ids, or None.
+        refined: probabilities at the frame's size, where a refiner has sharpened them, or None.
     """
 
     probabilities: Float[Tensor, "channels rows columns"]
@@ -42,14 +44,21 @@ class SoftLabels:
     stride: int
     min_confidence: float = 0.0
     given: UInt8[Tensor, "height width"] | None = None
+    refined: Float[Tensor, "channels height width"] | None = None
 
     def upsampled(self) -> Float[Tensor, "channels height width"]:
-        """The probabilities at the frame's size, bilinear."""
+        """The probabilities at the frame's size: the refined ones, or bilinear between tokens."""
+        if self.refined is not None:
+            return self.refined.clone()
         height, width = self.frame_size
         full = F.interpolate(
             self.probabilities[None], scale_factor=self.stride, mode="bilinear", align_corners=False
         )
         return full[0, :, :height, :width]
+
+    def present(self, upsampled: Float[Tensor, "channels height width"]) -> Bool[Tensor, " objects"]:
+        """Of each object in `upsampled()`, whether it is anywhere as probable as `min_confidence`."""
+        return upsampled[1:].flatten(1).amax(1) >= self.min_confidence
 
     def mask(self) -> UInt8[Tensor, "height width"]:
         """The most probable object of every pixel, 0 for the background, on the CPU.
@@ -58,7 +67,7 @@ class SoftLabels:
         """
         ids = torch.tensor((0, *self.object_ids), dtype=torch.uint8, device=self.probabilities.device)
         probabilities = self.upsampled()
-        absent = probabilities[1:].flatten(1).amax(1) < self.min_confidence
+        absent = ~self.present(probabilities)
         probabilities[1:].masked_fill_(absent[:, None, None], -1.0)
         mask = ids[probabilities.argmax(0)]
         if self.given is not None:
@@ -74,13 +83,20 @@ def pad_to_stride(images: Float[Tensor, "batch channels height width"], stride: 
     return F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
 
 
+def on_tokens(
+    probabilities: Float[Tensor, "channels height width"], stride: int
+) -> Float[Tensor, "channels rows columns"]:
+    """What the frame's pixels hold, averaged over tokens of `stride` pixels."""
+    return F.avg_pool2d(pad_to_stride(probabilities[None], stride), stride)[0]
+
+
 def labels_of_mask(
     mask: UInt8[Tensor, "height width"], object_ids: Sequence[int], stride: int
 ) -> Float[Tensor, "objects rows columns"]:
     """The share of each token's pixels that belongs to each object."""
     ids = torch.tensor(object_ids, dtype=torch.uint8, device=mask.device)
     one_hot = (mask[None] == ids[:, None, None]).float()
-    return F.avg_pool2d(pad_to_stride(one_hot[None], stride), stride)[0]
+    return on_tokens(one_hot, stride)
 
 
 def merge_given(

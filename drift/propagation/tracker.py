@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,11 +24,13 @@ from drift.propagation.labels import (
     finest,
     labels_of_mask,
     merge_given,
+    on_tokens,
     pad_to_stride,
     pooled,
     unpooled,
 )
 from drift.propagation.memory import Memory, RememberedFrame
+from drift.propagation.refiner import Refiner
 from drift.propagation.slot_maps import SlotKeys, slot_probabilities, with_evidence
 from drift.stopwatch import Stopwatch
 
@@ -53,8 +57,13 @@ class Tracker:
         min_confidence: an object that is nowhere at least this probable gets an empty mask.
         adapter: the prompts and head weights learned for this clip; None for the backbone's prompt and equal
             weights.
+        refiner: sharpens every predicted mask; None leaves them as propagated.
         seed: of the noise that the backbone adds.
-        stopwatch: counts the stages `encode`, `unet` and `kernel`.
+        stopwatch: counts the stages `encode`, `unet`, `kernel` and `refine`.
+
+    Attributes:
+        object_ids: known so far.
+        refinements: how often what became of an object that was to be refined.
 
     Raises:
         OptionError: an option is out of range.
@@ -72,6 +81,7 @@ class Tracker:
         memory_frames: int = 7,
         min_confidence: float = 0.0,
         adapter: Adapter | None = None,
+        refiner: Refiner | None = None,
         seed: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> None:
@@ -85,7 +95,8 @@ class Tracker:
         self.affinity, self.heads = affinity, heads
         self.temperature, self.top_k, self.radius = temperature, top_k, radius
         self.min_confidence = min_confidence
-        self.adapter = adapter or Adapter()
+        self.adapter, self.refiner = adapter or Adapter(), refiner
+        self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames)
         self.object_ids: tuple[int, ...] = ()
         self.stopwatch = stopwatch or Stopwatch()
@@ -128,10 +139,10 @@ class Tracker:
             if labels is not None and slots is not None:
                 labels = self._weighed(labels, readings, slots)
             labels = self._with_given(labels, given, grid)
-            self._remember([one.keys for one in compared], labels, given=given is not None)
-        assert self._frame_size is not None
-        stride = self._frame_stride(grid)
-        return SoftLabels(labels, self.object_ids, self._frame_size, stride, self.min_confidence, given)
+        soft = self._refined(labels, torch.as_tensor(frame), given)
+        with self.stopwatch.stage("kernel"):
+            self._remember([one.keys for one in compared], soft.probabilities, given=given is not None)
+        return soft
 
     @torch.inference_mode()
     def attention(self, row: int, column: int) -> tuple[list[int], Float[Tensor, "frames rows columns"]]:
@@ -214,6 +225,20 @@ class Tracker:
             carried = torch.einsum("h,hyxc->cyx", one.shares[used].to(per_head), per_head)
             total += unpooled(carried[None], grid)[0]
         return total
+
+    def _refined(self, labels: Tensor, frame: Tensor, given: Tensor | None) -> SoftLabels:
+        """Labels with the frame's size, and sharpened where there is a refiner and something to sharpen."""
+        assert self._frame_size is not None
+        stride = self._frame_stride((labels.shape[-2], labels.shape[-1]))
+        soft = SoftLabels(labels, self.object_ids, self._frame_size, stride, self.min_confidence, given)
+        if self.refiner is None or self._next_index == 0:
+            return soft
+        with self.stopwatch.stage("refine"):
+            refined = self.refiner.refine(frame.to(labels.device), soft)
+            self.refinements.update(refined.outcomes)
+            if self.refiner.feedback:
+                labels = on_tokens(refined.probabilities, stride)
+        return replace(soft, probabilities=labels, refined=refined.probabilities)
 
     def _with_given(self, labels: Tensor | None, given: Tensor | None, grid: tuple[int, int]) -> Tensor:
         if given is None:

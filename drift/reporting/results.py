@@ -20,7 +20,7 @@ from drift.metrics.davis import DavisScores, SequenceScore
 
 __all__ = ["ClipResult", "results_table", "versions", "write_results"]
 
-STAGES = ("decode", "encode", "unet", "kernel", "write", "score")
+STAGES = ("decode", "encode", "unet", "kernel", "refine", "write", "score")
 """Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
 
 
@@ -44,6 +44,7 @@ class ClipResult:
         adaptation: how the clip's adapter was learned: steps, losses, and `seconds`, which `seconds` above do
             not hold; empty where nothing was.
         warning: why it was given up, or None.
+        refinements: how often what became of an object that was to be refined; empty where nothing was.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ClipResult:
     attention: Path | None = None
     adaptation: Mapping[str, float] = field(default_factory=dict)
     warning: str | None = None
+    refinements: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def seconds_per_frame(self) -> float:
@@ -131,6 +133,8 @@ def _summary(
         }
         if clip.adaptation:
             sequences[clip.name]["adaptation"] = dict(clip.adaptation)
+        if clip.refinements:
+            sequences[clip.name]["refinements"] = dict(clip.refinements)
         if clip.warning:
             sequences[clip.name]["warning"] = clip.warning
     return {

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from examples import CUTOUTS, GROUNDS, NAMES, moving_square, write_davis
+from examples import CUTOUTS, GROUNDS, NAMES, Clips, moving_square, write_davis
 
 from benchmarks import pointing, quality, tuning
 from benchmarks.quality import PATCHES, Row, run_rows, tracked
@@ -19,17 +19,6 @@ from drift.metrics.functional import jaccard
 from drift.pretrain.scenes import vocabulary_captions
 from drift.pretrain.text import build_tokenizer
 from drift.stopwatch import Stopwatch
-
-
-class Clips:
-    """As a data module: two clips in memory."""
-
-    def __init__(self, *clips):
-        self.sequences = [clip.name for clip in clips]
-        self._clips = clips
-
-    def predict_dataloader(self):
-        return iter(self._clips)
 
 
 def overlap(clip, masks):

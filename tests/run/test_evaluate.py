@@ -35,6 +35,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             f"backbone.checkpoint={checkpoint}",
             "backbone.layers=[up_blocks.2.attentions.0]",
             "logger=none",
+            "refinement=none",
             f"output.dir={tmp_path / 'out'}",
             *overrides,
         ]
@@ -309,7 +310,7 @@ def test_a_csv_log_holds_the_scores(command, root, tmp_path):
 def test_processes_share_the_clips_and_merge_their_results(checkpoint, root, tmp_path):
     script = Path(evaluate.__file__)
     words = ["data=davis", f"data.root={root}", f"backbone.checkpoint={checkpoint}", "logger=none"]
-    words += ["backbone.layers=[up_blocks.2.attentions.0]", "output.attention=false"]
+    words += ["refinement=grabcut", "backbone.layers=[up_blocks.2.attentions.0]", "output.attention=false"]
     scores = []
     for trainer in (["trainer=cpu"], ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]):
         out = tmp_path / f"out-{len(scores)}"

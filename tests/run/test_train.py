@@ -48,6 +48,7 @@ def words(checkpoint: Path, root: Path, out: Path) -> list[str]:
         "adaptation=drift",
         "adaptation.weights=null",
         "logger=none",
+        "refinement=none",
         f"output.dir={out}",
         *BRIEF,
     ]

@@ -1,0 +1,63 @@
+"""Segment Anything's networks, of the package `segment-anything`: the official sizes, and a small one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+from drift.refinement.tiny_encoder import TinyImageEncoder
+
+__all__ = ["OFFICIAL_SIZES", "build_official", "build_tiny"]
+
+OFFICIAL_SIZES = ("vit_b", "vit_l", "vit_h")
+_PACKAGE = "segment_anything"
+_SIDE, _WIDTH, _STRIDE, _HEADS = 640, 128, 16, 4  # of the small model
+_GREY, _RANGE = 127.0, 128.0
+
+
+def _load(name: str) -> ModuleType:
+    """A module of the package, without what the package's `__init__` imports.
+
+    That needs torchvision, for a predictor and a mask generator that drift does not use.
+    """
+    package = sys.modules.get(_PACKAGE)
+    if package is None:
+        spec = importlib.util.find_spec(_PACKAGE)
+        assert spec is not None
+        sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module(f"{_PACKAGE}.{name}")
+    finally:
+        if package is None:
+            del sys.modules[_PACKAGE]  # whoever wants it whole imports it as usual
+
+
+def build_official(size: str) -> Any:
+    """A `Sam` with a ViT of one of `OFFICIAL_SIZES`, of random weights, for squares of 1024 pixels."""
+    return _load("build_sam").sam_model_registry[size]()
+
+
+def build_tiny() -> Any:
+    """A `Sam` of 5 million random weights for squares of 640 pixels, with 16 pixels a token."""
+    modeling = _load("modeling")
+    grid = (_SIDE // _STRIDE, _SIDE // _STRIDE)
+    return modeling.Sam(
+        image_encoder=TinyImageEncoder(img_size=_SIDE, width=_WIDTH),
+        prompt_encoder=modeling.PromptEncoder(
+            embed_dim=_WIDTH, image_embedding_size=grid, input_image_size=(_SIDE, _SIDE), mask_in_chans=16
+        ),
+        mask_decoder=modeling.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=modeling.TwoWayTransformer(
+                depth=2, embedding_dim=_WIDTH, mlp_dim=4 * _WIDTH, num_heads=_HEADS
+            ),
+            transformer_dim=_WIDTH,
+            iou_head_depth=3,
+            iou_head_hidden_dim=_WIDTH,
+        ),
+        pixel_mean=[_GREY] * 3,
+        pixel_std=[_RANGE] * 3,
+    ).eval()

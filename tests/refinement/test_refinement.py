@@ -1,0 +1,173 @@
+"""What refinement does with proposals: who has which pixel, what is left alone, what the tracker remembers."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from examples import moving_square
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.yardsticks import ColourPatches
+from drift.propagation import Tracker
+from drift.propagation.labels import SoftLabels
+from drift.refinement.gates import Gates
+from drift.refinement.grabcut import GrabCutProposer
+from drift.refinement.refinement import Proposals, Refinement, merged
+
+SIZE = (32, 48)
+
+
+class Proposes:
+    """The same masks for whatever is asked; keeps what that was."""
+
+    def __init__(self, *masks: torch.Tensor) -> None:
+        self.masks = torch.stack(masks).float()
+        self.asked: list[list[int]] = []
+
+    def grid(self, frame_size):
+        return frame_size
+
+    def propose(self, frame, probabilities, objects):
+        self.asked.append(objects)
+        masks = self.masks[[n - 1 for n in objects]][:, None]
+        return Proposals(masks * 0.98 + 0.01, torch.ones(len(objects), 1))
+
+
+def box(top: int, left: int, bottom: int, right: int) -> torch.Tensor:
+    mask = torch.zeros(SIZE)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def soft_labels(*masks: torch.Tensor, given: torch.Tensor | None = None) -> SoftLabels:
+    """Labels of one token a pixel; the masks' values are probabilities."""
+    objects = torch.stack(masks)
+    probabilities = torch.cat([1 - objects.sum(0, keepdim=True), objects])
+    return SoftLabels(probabilities, tuple(range(1, len(masks) + 1)), SIZE, 1, given=given)
+
+
+FRAME = torch.zeros(*SIZE, 3, dtype=torch.uint8)
+
+
+def refine(proposer: Proposes, labels: SoftLabels, **gates: float):
+    return Refinement(proposer, gates=Gates(**gates), feedback=False).refine(FRAME, labels)
+
+
+def test_a_mask_that_agrees_is_taken_whole():
+    rough, exact = box(8, 8, 24, 24), box(9, 8, 24, 25)
+    refined = refine(Proposes(exact), soft_labels(rough * 0.9))
+    assert refined.outcomes == ("refined",)
+    assert torch.equal(refined.probabilities[1] > 0.5, exact > 0)
+
+
+def test_a_mask_over_the_whole_frame_is_refused_and_the_propagated_one_stays():
+    labels = soft_labels(box(8, 8, 16, 16) * 0.8)
+    refined = refine(Proposes(torch.ones(SIZE)), labels)
+    assert refined.outcomes == ("jumps",)
+    assert torch.equal(refined.probabilities, labels.upsampled())
+
+
+def test_a_lost_object_is_not_asked_for_and_stays_empty():
+    proposer = Proposes(torch.ones(SIZE), box(4, 4, 12, 12))
+    refined = refine(proposer, soft_labels(box(0, 0, 9, 9) * 0.3, box(4, 4, 12, 12) * 0.6))
+    assert proposer.asked == [[2]]
+    assert sorted(refined.outcomes) == ["lost", "refined"]
+    assert not (refined.probabilities[1] > 0.5).any()
+
+
+def test_objects_whose_mask_was_given_are_left_alone():
+    given = torch.zeros(SIZE, dtype=torch.uint8)
+    given[4:12, 4:12] = 1
+    proposer = Proposes(torch.ones(SIZE), box(18, 20, 30, 40))
+    refined = refine(proposer, soft_labels(given.float(), box(18, 20, 30, 41) * 0.9, given=given))
+    assert proposer.asked == [[2]]
+    assert refined.outcomes == ("refined",)
+
+
+def test_nothing_is_proposed_where_no_object_is_seen():
+    proposer = Proposes(torch.ones(SIZE))
+    labels = soft_labels(box(0, 0, 4, 4) * 0.1)
+    assert refine(proposer, labels).outcomes == ("lost",)
+    assert proposer.asked == []
+
+
+def test_a_pixel_that_two_objects_claim_goes_to_the_better_supported_one():
+    left, right = box(4, 4, 20, 24), box(4, 20, 20, 40)
+    overlapping = Proposes(box(4, 4, 20, 26), box(4, 18, 20, 40))
+    labels = soft_labels(left * 0.9 - box(4, 20, 20, 24) * 0.6, right * 0.9 - box(4, 20, 20, 24) * 0.3)
+    refined = refine(overlapping, labels)
+    ids = refined.probabilities.argmax(0)
+    assert set(ids[4:20, 20:24].unique().tolist()) == {2}
+    assert set(ids[4:20, 18:20].unique().tolist()) == {1}
+
+
+@given(st.integers(0, 2**16), st.integers(1, 4))
+def test_probabilities_sum_to_one_and_pixels_have_one_owner(seed, objects):
+    random = torch.Generator().manual_seed(seed)
+    propagated = (torch.randn(1 + objects, 6, 7, generator=random) * 2).softmax(0)
+    chosen = [n for n in range(1, objects + 1) if n % 2]
+    sharp = torch.rand(len(chosen), 6, 7, generator=random)
+    out = merged(propagated, sharp, chosen)
+    assert torch.allclose(out.sum(0), torch.ones(6, 7))
+    assert ((out[1:] > 0).sum(0) <= 1).all()
+    assert (out >= 0).all()
+
+
+def test_an_object_alone_has_what_was_proposed():
+    propagated = torch.rand(1, 5, 5)
+    sharp = torch.rand(1, 5, 5)
+    out = merged(torch.cat([1 - propagated, propagated]), sharp, [1])
+    assert torch.allclose(out[1:], sharp)
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_the_tracker_remembers_refined_masks_only_with_feedback(feedback):
+    clip = moving_square(4, SIZE)
+    nothing = torch.zeros(SIZE)
+    nothing[10:20, 8:26] = 1  # always the same place: what is remembered then stands still too
+    refiner = Refinement(Proposes(nothing), gates=Gates(min_iou=0.0, max_area_change=50), feedback=feedback)
+    tracker = Tracker(ColourPatches(), affinity="attention", heads="joint", temperature=0.01, refiner=refiner)
+    plain = Tracker(ColourPatches(), affinity="attention", heads="joint", temperature=0.01)
+    for index in range(4):
+        labels = tracker.step(clip.frames[index], clip.given.get(index))
+        usual = plain.step(clip.frames[index], clip.given.get(index))
+        if index:
+            assert torch.equal(labels.mask() > 0, nothing > 0)
+            assert torch.equal(labels.probabilities, usual.probabilities) is not feedback
+    assert tracker.refinements == {"refined": 3}
+
+
+def test_given_masks_are_never_refined():
+    clip = moving_square(3, SIZE)
+    clip.given[1] = clip.truth[1]
+    refiner = Refinement(Proposes(torch.ones(SIZE)), gates=Gates(), feedback=True)
+    tracker = Tracker(ColourPatches(), refiner=refiner)
+    for index in range(2):
+        mask = tracker.step(clip.frames[index], clip.given[index]).mask()
+        assert np.array_equal(mask.numpy(), clip.truth[index])
+
+
+def test_grabcut_mends_a_rough_mask_of_a_bright_square():
+    clip = moving_square(1, (64, 96))
+    truth = torch.from_numpy(clip.truth[0]).float()
+    shifted = np.roll(clip.truth[0], (-3, 3), axis=(0, 1)).astype(np.float32)
+    rough = torch.from_numpy(cv2.GaussianBlur(shifted, (0, 0), 2.0))
+    labels = SoftLabels(torch.stack([1 - rough, rough]), (1,), (64, 96), 1)
+    refinement = Refinement(GrabCutProposer(), gates=Gates(), feedback=False)
+    refined = refinement.refine(torch.from_numpy(clip.frames[0]), labels)
+    mask = refined.probabilities[1] > 0.5
+    assert refined.outcomes == ("refined",)
+    assert (mask & (truth > 0)).sum() / (mask | (truth > 0)).sum() > 0.95
+
+
+@pytest.mark.parametrize("mask", ["whole", "pixel", "tall"])
+def test_grabcut_takes_any_mask(mask):
+    soft = torch.zeros(SIZE)
+    soft[{"whole": (slice(None),), "pixel": (3, 4), "tall": (slice(None), slice(5, 6))}[mask]] = 1
+    random = torch.randint(0, 255, (*SIZE, 3), dtype=torch.uint8)
+    labels = soft_labels(soft)
+    out = Refinement(GrabCutProposer(), gates=Gates(), feedback=False).refine(random, labels)
+    assert out.probabilities.shape == (2, *SIZE)
