@@ -69,7 +69,8 @@ def load_sam(checkpoint: str, *, size: str | None = None, download: bool = False
         )
     if size not in (None, found):
         raise OptionError("size", size, f"{found}, which {path.name} is, or null")
-    sam = build_tiny() if found == _TINY else build_official(found)
+    with torch.device("meta"):  # no random weights are drawn only to be replaced
+        sam = build_tiny() if found == _TINY else build_official(found)
     _fill(sam, weights, path)
     return sam
 
@@ -142,7 +143,7 @@ def _size_of(weights: Mapping[str, Tensor]) -> str | None:
 
 def _fill(sam: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     try:
-        sam.load_state_dict(weights, strict=True)
+        sam.load_state_dict({n: value.float() for n, value in weights.items()}, strict=True, assign=True)
     except RuntimeError as error:
         expected = sam.state_dict()
         missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())

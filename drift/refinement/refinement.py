@@ -83,10 +83,10 @@ class Refinement(nn.Module):
         coarse = F.interpolate(propagated[None], grid, mode="area")[0]
         given = set() if labels.given is None else set(labels.given.unique().tolist())
         open_ones = [n for n, i in enumerate(labels.object_ids, start=1) if i not in given]
-        seen = labels.present(propagated) & (coarse[1:] > 0.5).flatten(1).any(1)
-        lost = [n for n in open_ones if not seen[n - 1]]
-        asked = [n for n in open_ones if n not in lost]
-        outcomes = ["lost"] * len(lost)
+        present = labels.present(propagated)
+        seen = present & (coarse[1:] > 0.5).flatten(1).any(1)
+        asked = [n for n in open_ones if seen[n - 1]]
+        outcomes = ["lost"] * (len(open_ones) - len(asked))
         if not asked:
             return Refined(propagated, tuple(outcomes))
         proposals = self.proposer.propose(frame, coarse, asked)
@@ -94,11 +94,13 @@ class Refinement(nn.Module):
             proposals.probabilities > 0.5, proposals.scores, coarse[asked] > 0.5, self.gates
         )
         taken = [row for row, outcome in enumerate(judged) if outcome == "refined"]
-        sharp = proposals.probabilities[taken, [places[row] for row in taken]]
         if taken:
-            full = F.interpolate(sharp[None], labels.frame_size, mode="bilinear", align_corners=False)[0]
             channels = [asked[row] for row in taken]
-            propagated = merged(propagated, _mixed(propagated[channels], full, self.trust), channels)
+            sharp = proposals.probabilities[taken, [places[row] for row in taken]]
+            mixed = _mixed(coarse[channels], sharp, self.trust)
+            full = F.interpolate(mixed[None], labels.frame_size, mode="bilinear", align_corners=False)[0]
+            propagated[1:][~present] = 0  # what is absent claims nothing
+            propagated = merged(propagated, full, channels)
         return Refined(propagated, (*outcomes, *judged))
 
 
@@ -125,9 +127,8 @@ def merged(
         sharp: probabilities of the refined objects, each for itself.
         objects: their channels.
     """
-    claims = propagated[1:] / (propagated[:1] + propagated[1:]).clamp(
-        min=1e-6
-    )  # each beside the background alone
+    with_background = propagated[:1] + propagated[1:]
+    claims = propagated[1:] / with_background.clamp(min=1e-6)  # each beside the background alone
     claims[[n - 1 for n in objects]] = sharp
     owner: Int[Tensor, "1 height width"] = (claims * (propagated[1:] + 1e-3)).argmax(0, keepdim=True)
     claim = claims.gather(0, owner)

@@ -33,6 +33,8 @@ def test_the_embedded_model_is_whole_and_small():
     sam = load_sam("embedded:sam_tiny", size="tiny")
     assert type(sam).__name__ == "Sam"
     assert type(sam).__module__.startswith("segment_anything")
+    assert {tensor.device.type for tensor in (*sam.parameters(), *sam.buffers())} == {"cpu"}
+    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
     file = Path(checkpoints.__file__).parents[1] / "assets" / "sam_tiny" / "model.safetensors"
     assert file.stat().st_size < 20e6
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -85,6 +87,15 @@ def test_objects_whose_mask_was_given_are_left_alone():
     refined = refine(proposer, soft_labels(given.float(), box(18, 20, 30, 41) * 0.9, given=given))
     assert proposer.asked == [[2]]
     assert refined.outcomes == ("refined",)
+
+
+def test_an_object_below_the_wanted_confidence_stays_absent_beside_a_refined_one():
+    rival = box(4, 20, 20, 40)
+    labels = soft_labels(box(4, 4, 20, 20) * 0.45 + rival * 0.3, rival * 0.6 + box(4, 4, 20, 20) * 0.35)
+    refined = refine(Proposes(torch.ones(SIZE), rival), replace(labels, min_confidence=0.5))
+    assert sorted(refined.outcomes) == ["lost", "refined"]
+    shown = replace(labels, min_confidence=0.5, refined=refined.probabilities).mask()
+    assert set(shown.unique().tolist()) == {0, 2}
 
 
 def test_nothing_is_proposed_where_no_object_is_seen():
