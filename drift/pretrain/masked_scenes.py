@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from drift.pretrain.corruption import corrupted
 from drift.pretrain.pictures import Cutout
-from drift.pretrain.scenes import imagine, render
+from drift.pretrain.scenes import EndlessScenes, imagine, render
 from drift.refinement.decoding import MASK_STRIDE, PromptTensors, stacked
 from drift.refinement.prompts import Prompts, PromptSettings, prompts_of
 
@@ -44,31 +43,11 @@ class MaskedBatch(NamedTuple):
     guess: Tensor
 
 
-class MaskedSceneDataset(Dataset[MaskedBatch]):
-    """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each."""
+class MaskedSceneDataset(EndlessScenes[MaskedBatch]):
+    """Scenes with prompts; `side` is the longer one of their pictures."""
 
-    def __init__(
-        self,
-        cutouts: Sequence[Cutout],
-        grounds: Sequence[np.ndarray],
-        *,
-        side: int,
-        length: int,
-        batch_size: int = 1,
-        seed: int = 0,
-        first: int = 0,
-    ) -> None:
-        self.cutouts, self.grounds = cutouts, grounds
-        self.side, self.length, self.batch_size = side, length, batch_size
-        self.seed, self.first = seed, first
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> MaskedBatch:
-        if not 0 <= index < self.length:
-            raise IndexError(index)  # what ends a `for` loop over the batches
-        number = self.first + index
+    def batch(self, number: int) -> MaskedBatch:
+        """Scenes of one aspect."""
         random = np.random.default_rng((self.seed, number))
         height, width = _ASPECTS[random.integers(len(_ASPECTS))]
         size = (self.side * height // max(height, width), self.side * width // max(height, width))

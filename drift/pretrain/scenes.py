@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from drift.pretrain.pictures import Cutout
 from drift.pretrain.warping import Bend, Placement, bend, similarity, warp
 
 __all__ = [
+    "EndlessScenes",
     "Light",
     "PlacedObject",
     "Scene",
@@ -31,6 +32,8 @@ __all__ = [
     "render",
     "vocabulary_captions",
 ]
+
+Batch = TypeVar("Batch")
 
 _COUNTS = {1: "a", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
@@ -283,8 +286,13 @@ class SceneBatch(NamedTuple):
     names: list[list[str]]
 
 
-class SceneDataset(Dataset[SceneBatch]):
-    """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each."""
+class EndlessScenes(Dataset[Batch]):
+    """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each; `batch` makes them.
+
+    Args:
+        cutouts, grounds: what scenes are composed of.
+        side: of the pictures in pixels.
+    """
 
     def __init__(
         self,
@@ -304,10 +312,22 @@ class SceneDataset(Dataset[SceneBatch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> SceneBatch:
+    def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self.length:
             raise IndexError(index)  # what ends a `for` loop over the batches
-        numbers = range((self.first + index) * self.batch_size, (self.first + index + 1) * self.batch_size)
+        return self.batch(self.first + index)
+
+    def batch(self, number: int) -> Batch:
+        """One batch, always the same for the same seed and number."""
+        raise NotImplementedError
+
+
+class SceneDataset(EndlessScenes[SceneBatch]):
+    """Scenes with captions, each seen twice."""
+
+    def batch(self, number: int) -> SceneBatch:
+        """Scenes `number * batch_size` and those after it."""
+        numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
         views, scenes = zip(*map(self._scene, numbers), strict=True)
         names = [sorted({placed.cutout.name for placed in scene.objects}) for scene in scenes]
         return SceneBatch(torch.stack(views), [scene.caption for scene in scenes], names)

@@ -85,6 +85,7 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
         "encode",
         "unet",
         "kernel",
+        "refine",
         "write",
         "score",
     }
