@@ -17,7 +17,20 @@ from drift.adaptation.head_weighting import Propagation
 def test_the_plain_loop_and_ours_are_timed_to_the_same_loss(checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "figures.json"
     words = ["--checkpoint", str(checkpoint), "--layers", "up_blocks.2.attentions.0,up_blocks.2.attentions.1"]
-    words += ["--steps", "2", "--most", "4", "--tokens", "2", "--sd-side", "0", "--runs", "1", "--json", str(path)]
+    words += [
+        "--steps",
+        "2",
+        "--most",
+        "4",
+        "--tokens",
+        "2",
+        "--sd-side",
+        "0",
+        "--runs",
+        "1",
+        "--json",
+        str(path),
+    ]
     monkeypatch.setattr(sys, "argv", ["adaptation", *words])
     adaptation.main()
     figures = json.loads(path.read_text())

@@ -89,6 +89,7 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
         "write",
         "score",
     }
+    assert results["seconds_per_frame_by_stage"].pop("refine") == 0  # refinement=none
     assert all(seconds > 0 for seconds in results["seconds_per_frame_by_stage"].values())
     assert "seed: 3" in (out / "config.yaml").read_text()
     assert "J&F" in printed
