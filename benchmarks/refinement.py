@@ -30,6 +30,7 @@ from drift.backbone import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
+from drift.metrics.functional import jaccard
 from drift.pretrain.corruption import corrupted
 from drift.propagation import Tracker
 from drift.propagation.labels import SoftLabels
@@ -49,10 +50,9 @@ _SIZE, _TOKENS = (480, 854), 107  # of the frame that is timed, and of a tracker
 
 @dataclass
 class Figures:
-    """A variant's scores, its seconds in refining, and how often what became of an object."""
+    """A variant's scores, and how often what became of an object."""
 
     scores: DavisScores
-    seconds: float
     outcomes: Counter[str]
 
 
@@ -61,7 +61,6 @@ def run_variants(
 ) -> dict[str, Figures]:
     """All variants on all clips. Those without feedback share one tracker, whose labels each refines."""
     scores = {name: DavisScore(data.sequences) for name in refiners}
-    seconds: dict[str, float] = dict.fromkeys(refiners, 0.0)
     outcomes = {name: Counter[str]() for name in refiners}
     shared = SharedFeatures(backbone)
     for clip in track(list(data.predict_dataloader()), description="clips", transient=True):
@@ -74,16 +73,13 @@ def run_variants(
             for name, refiner in refiners.items():
                 shown = trackers[name].step(frame, given) if name in alone else labels
                 if refiner is not None and name not in alone and index:
-                    start = time.perf_counter()
                     refined = refiner.refine(torch.from_numpy(frame), labels)
-                    seconds[name] += time.perf_counter() - start
                     outcomes[name].update(refined.outcomes)
                     shown = replace(labels, refined=refined.probabilities)
                 _score(scores[name], clip, index, shown)
         for name, tracker in trackers.items():
             outcomes[name].update(tracker.refinements)
-            seconds[name] += tracker.stopwatch.seconds["refine"]
-    return {name: Figures(scores[name].compute(), seconds[name], outcomes[name]) for name in refiners}
+    return {name: Figures(scores[name].compute(), outcomes[name]) for name in refiners}
 
 
 def _score(score: DavisScore, clip: Clip, index: int, labels: SoftLabels) -> None:
@@ -119,7 +115,7 @@ def lift(refiner: Refiner, data: Davis2016, *, every: int = _EVERY) -> tuple[flo
             labels = _labels(torch.from_numpy(soft)[None])
             refined = refiner.refine(torch.from_numpy(clip.frames[index]), labels).probabilities[1]
             for ious, mask in ((before, torch.from_numpy(soft)), (after, refined)):
-                ious.append(_iou(mask > 0.5, torch.from_numpy(truth) > 0))
+                ious.append(jaccard(mask > 0.5, torch.from_numpy(truth) > 0).item())
     return statistics.fmean(before), statistics.fmean(after)
 
 
@@ -128,10 +124,6 @@ def _labels(objects: Tensor) -> SoftLabels:
     probabilities = torch.cat([1 - objects.sum(0, keepdim=True), objects])
     ids = tuple(range(1, len(objects) + 1))
     return SoftLabels(probabilities, ids, (objects.shape[-2], objects.shape[-1]), 1)
-
-
-def _iou(first: Tensor, second: Tensor) -> float:
-    return float((first & second).sum() / (first | second).sum().clamp(min=1))
 
 
 def milliseconds(refiner: Refiner, objects: int, *, runs: int) -> float:
@@ -187,9 +179,7 @@ def main() -> None:
     }
     config = composed(*plain)
     figures = run_variants(build(config, "backbone"), refiners, options_of_tracker(config), data)
-    timed = {
-        name: refiner for name, refiner in refiners.items() if refiner is not None and not refiner.feedback
-    }
+    timed = {name: refiner for name, refiner in refiners.items() if refiner is not None}
     for file in options.checkpoint:
         words = ["refinement=sam", f"refinement.checkpoint={file}"]
         timed[Path(file).stem] = build(composed(*words), "refinement")
@@ -201,7 +191,7 @@ def main() -> None:
             f"ms_per_extra_object_{name}": (ten - one) / 9,
             f"ten_{name}": ten / one,
         }
-    for name in timed.keys() & figures.keys():
+    for name in (name for name in timed if name in figures):
         flat[f"corrupted_iou_{name}"], flat[f"mended_iou_{name}"] = lift(timed[name], data)
     _print_tables(figures, flat)
     write_json(flat, options.json)

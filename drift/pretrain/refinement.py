@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and weights")
     parser.add_argument(
-        "--steps", type=int, default=3000, help="of 4 scenes with 4 prompts each, at 640 pixels"
+        "--steps", type=int, default=2800, help="of 4 scenes with 4 prompts each, at 640 pixels"
     )
     parser.add_argument("--threads", type=int, default=1, help="beside the one that draws the scenes")
     parser.add_argument("--seed", type=int, default=0)

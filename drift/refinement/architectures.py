@@ -41,7 +41,7 @@ def build_official(size: str) -> Any:
 
 
 def build_tiny() -> Any:
-    """A `Sam` of 5 million random weights for squares of 640 pixels, with 16 pixels a token."""
+    """A `Sam` of 4.5 million random weights for squares of 640 pixels, with 16 pixels a token."""
     modeling = _load("modeling")
     grid = (_SIDE // _STRIDE, _SIDE // _STRIDE)
     return modeling.Sam(

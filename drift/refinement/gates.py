@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drift.errors import OptionError
+from drift.metrics.functional import jaccard
 from drift.options import non_negative, share
 
 __all__ = ["OUTCOMES", "Gates", "chosen"]
@@ -58,14 +59,11 @@ def chosen(
         propagated: the masks that they are to sharpen.
         gates: see `Gates`.
     """
-    guess = propagated[:, None]
-    areas, area = proposals.sum((-2, -1)).float(), guess.sum((-2, -1)).float()
-    common = (proposals & guess).sum((-2, -1)).float()
-    ious = common / (areas + area - common).clamp(min=1)
+    ious = jaccard(proposals, propagated[:, None].expand(proposals.shape))
     worth = (1 - gates.score_weight) * ious + gates.score_weight * scores.to(ious).clamp(0, 1)
     places = worth.argmax(1)
     rows = torch.arange(len(places), device=places.device)
-    change = areas[rows, places] / area[:, 0].clamp(min=1)
+    change = proposals[rows, places].sum((-2, -1)) / propagated.sum((-2, -1)).clamp(min=1)
     outcomes = [
         _outcome(float(iou), float(factor), gates)
         for iou, factor in zip(ious[rows, places], change, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drift.options import choice
 from drift.refinement.decoding import MASK_STRIDE, Kinds, candidates, content_size, embed, stacked
-from drift.refinement.prompts import PromptSettings, prompts_of
+from drift.refinement.prompts import Prompts, PromptSettings, prompts_of
 from drift.refinement.refinement import Proposals
 
 __all__ = ["SAM_PRECISIONS", "SamProposer"]
@@ -60,7 +60,7 @@ class SamProposer(nn.Module):
         rows, columns = probabilities.shape[-2:]
         return Proposals(masks[..., :rows, :columns].float().sigmoid(), scores.float())
 
-    def _prompts(self, probabilities: Tensor, channel: int) -> Any:
+    def _prompts(self, probabilities: Tensor, channel: int) -> Prompts:
         soft = probabilities.cpu().numpy()
         others = np.delete(soft[1:], channel - 1, axis=0)
         highest = others.max(0) if len(others) else np.zeros_like(soft[0])
