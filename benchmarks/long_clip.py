@@ -20,8 +20,10 @@ from datamodules.sample import Sample
 from drift.adaptation.setup import folder_to_use
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
+from drift.metrics.davis import DavisScore
 from drift.module import TrackingModule
 from drift.reporting.clip_output import OutputFolder
+from drift.resuming import ProgressFolder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -63,8 +65,8 @@ def run(frames: int, side: int) -> None:
             backbone,
             make_tracker=make_tracker,
             adapters=folder_to_use(settings, backbone, make_tracker(backbone), Path(folder) / "adapters"),
-            sequences=[clip.name],
-            output=OutputFolder(Path(folder)),
+            score=DavisScore([clip.name]),
+            output=OutputFolder(Path(folder), ("masks", "overlay"), ProgressFolder(Path(folder))),
         )
         module.predict_step(clip)
 

@@ -17,7 +17,15 @@ class Sample(Davis2017):
     Args:
         root: None for the folder in the package.
         sequences: names to take instead of all.
+        max_side: see `ClipDataModule`.
     """
 
-    def __init__(self, root: str | Path | None = None, *, sequences: Sequence[str] | None = None) -> None:
-        super().__init__(root or Path(drift.__file__).parent / "assets" / "sample", sequences=sequences)
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        sequences: Sequence[str] | None = None,
+        max_side: int | None = None,
+    ) -> None:
+        folder = root or Path(drift.__file__).parent / "assets" / "sample"
+        super().__init__(folder, sequences=sequences, max_side=max_side)

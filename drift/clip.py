@@ -5,7 +5,7 @@ Frames and masks are decoded when they are asked for, one at a time: no step hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from drift.errors import InputError
 from drift.image_files import read_frame, read_mask
+from drift.resizing import reduced_frame, reduced_mask, reduced_size
 
-__all__ = ["Clip", "FrameFiles", "MaskFiles"]
+__all__ = ["Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
 
 
 class FrameFiles(Sequence[np.ndarray]):
@@ -33,11 +34,23 @@ class FrameFiles(Sequence[np.ndarray]):
 
 
 class MaskFiles(Mapping[int, np.ndarray]):
-    """Masks in files, by frame index: `(height, width)` uint8 object ids, decoded at each access."""
+    """Masks in files, by frame index: `(height, width)` uint8 object ids, decoded at each access.
 
-    def __init__(self, paths: Mapping[int, Path], *, binary: bool = False) -> None:
+    Args:
+        paths: by frame index.
+        binary: see `read_mask`.
+        objects: by frame index, the ids that count, the others being background; all where a frame is not named.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[int, Path],
+        *,
+        binary: bool | None = False,
+        objects: Mapping[int, Collection[int]] | None = None,
+    ) -> None:
         self.paths = dict(sorted(paths.items()))
-        self.binary = binary
+        self.binary, self.objects = binary, objects or {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,7 +59,41 @@ class MaskFiles(Mapping[int, np.ndarray]):
         return iter(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_mask(self.paths[index], binary=self.binary)
+        mask = read_mask(self.paths[index], binary=self.binary)
+        if index not in self.objects:
+            return mask
+        return np.where(np.isin(mask, list(self.objects[index])), mask, np.uint8(0))
+
+
+@dataclass(frozen=True)
+class ObjectPrompt:
+    """An object shown by a box, by clicks or by both, in place of a mask.
+
+    Attributes:
+        object_id: from 1 to 255.
+        box: left, top, right and bottom in pixels, or None.
+        points: x and y of each click in pixels.
+        inside: of each click, whether it is on the object.
+    """
+
+    object_id: int
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    inside: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """A point to follow.
+
+    Attributes:
+        name: by which it is told.
+        x, y: in pixels, a pixel's centre at whole numbers.
+    """
+
+    name: str
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -55,14 +102,21 @@ class Clip:
 
     Attributes:
         name: the sequence's name, also that of its output folder.
-        frames: `(height, width, 3)` uint8 RGB, one per time step.
+        frames: `(height, width, 3)` uint8 RGB, one per time step. Going through them in order is cheap, a single
+            one may have to be searched for.
         frame_names: one per frame, without suffix ("00000"); outputs are named after them.
         given: frame index -> mask that the tracker may see, `(height, width)` uint8 object ids.
         truth: frame index -> mask to score against, likewise; empty where nothing is scored.
         frames_per_second: the rate at which an overlay is played.
+        times: when each frame is shown, in seconds; None for even steps of that rate.
+        prompts: frame index -> objects that are shown there by boxes and clicks.
+        keypoints: frame index -> points that are to be followed from there.
+        max_side: to which longer side frames are reduced before the model sees them, in pixels; None for as they are.
+        audio: a file whose sound goes with the overlay, or None.
+        defect: why the clip ends before its source does, to be told when all its frames are done; or None.
 
     Raises:
-        InputError: the clip has no frame, or no mask is given for its first frame.
+        InputError: the clip has no frame, or nothing is given to follow.
     """
 
     name: str
@@ -71,17 +125,60 @@ class Clip:
     given: Mapping[int, np.ndarray]
     truth: Mapping[int, np.ndarray] = field(default_factory=dict)
     frames_per_second: float = 24.0
+    times: Sequence[float] | None = None
+    prompts: Mapping[int, Sequence[ObjectPrompt]] = field(default_factory=dict)
+    keypoints: Mapping[int, Sequence[Keypoint]] = field(default_factory=dict)
+    max_side: int | None = None
+    audio: Path | None = None
+    defect: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.frames):
             raise InputError(f"{self.name}: the clip has no frame")
         if len(self.frame_names) != len(self.frames):
             raise InputError(f"{self.name}: {len(self.frames)} frames, but {len(self.frame_names)} names")
-        if 0 not in self.given:
-            raise InputError(f"{self.name}: no mask is given for the first frame ({self.frame_names[0]})")
+        if not (self.given or self.prompts or self.keypoints):
+            raise InputError(f"{self.name}: no mask is given, on no frame: nothing is to be followed")
+        beyond = [i for i in (*self.given, *self.prompts, *self.keypoints) if not 0 <= i < len(self.frames)]
+        if beyond:
+            raise InputError(
+                f"{self.name}: something is given for frame {beyond[0]}, but the clip's frames are 0 to "
+                f"{len(self.frames) - 1}"
+            )
+
+    @property
+    def start(self) -> int:
+        """The first frame for which something is given: before it there is nothing to follow."""
+        return min((*self.given, *self.prompts, *self.keypoints))
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def time(self, index: int) -> float:
+        """When frame `index` is shown, in seconds."""
+        return index / self.frames_per_second if self.times is None else self.times[index]
+
+    def reduced_frame(self, frame: np.ndarray) -> np.ndarray:
+        """A frame of the clip as the model is to see it: no side longer than `max_side`."""
+        return reduced_frame(frame, self.max_side)
+
+    def reduced_mask(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the clip at the size of `reduced_frame`."""
+        return reduced_mask(mask, self.max_side)
+
+    def reduced_points(self, index: int, size: tuple[int, int]) -> list[Keypoint]:
+        """The points that are to be followed from frame `index` on, in pixels of `reduced_frame`.
+
+        Args:
+            index: of the frame.
+            size: height and width of the clip's frames.
+        """
+        rows, columns = reduced_size(size, self.max_side)
+        down, across = rows / size[0], columns / size[1]
+        return [
+            Keypoint(one.name, (one.x + 0.5) * across - 0.5, (one.y + 0.5) * down - 0.5)
+            for one in self.keypoints.get(index, ())
+        ]
 
     def given_mask(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         """The mask given for frame `index`, checked against the frame's `(height, width)`, or None.

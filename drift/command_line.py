@@ -79,7 +79,7 @@ def prepare_output(config: DictConfig) -> Path:
     """
     whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
     with options_of("output"):
-        for name in {"overlays", "attention", "progress"} & config.output.keys():
+        for name in {"attention", "progress"} & config.output.keys():
             choice(name, config.output[name], (True, False))
     folder = Path(config.output.dir)
     try:
@@ -142,6 +142,7 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
     keep_freed_memory()
     sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
     status = 0

@@ -1,14 +1,19 @@
-"""Fetching a large file once: with progress, resumed where it broke off, and checked before it is used."""
+"""Fetching a large file or an archive once: with progress, resumed where it broke off, checked before it is used."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import os
+import shutil
+import stat
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from rich.progress import (
     BarColumn,
@@ -21,7 +26,7 @@ from rich.progress import (
 
 from drift.errors import InputError
 
-__all__ = ["download", "sha256_of"]
+__all__ = ["Archive", "download", "extract", "fetch_and_extract", "sha256_of"]
 
 _BLOCK = 1 << 20
 _TRIES = 4  # in a row in which nothing more came
@@ -34,8 +39,107 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(url: str, path: Path, *, sha256: str) -> None:
-    """Fetches `url` into `path`, which appears when it is whole and of this digest.
+@dataclass(frozen=True)
+class Archive:
+    """A data set as its authors serve it.
+
+    Attributes:
+        url: of a zip.
+        folder: the folder in it that holds the data set; empty for its root.
+        limit: how many bytes it may unpack to.
+    """
+
+    url: str
+    folder: str = ""
+    limit: int = 40 * 2**30
+
+
+def fetch_and_extract(archive: Archive, root: Path) -> None:
+    """Fetches an archive and unpacks it into `root`, where nothing of it is seen before all of it is unpacked.
+
+    Raises:
+        InputError: see `download` and `extract`.
+    """
+    beside = root.with_name(f"{root.name}.download")
+    packed = beside / archive.url.rsplit("/", 1)[-1]
+    if not packed.is_file():
+        download(archive.url, packed, sha256=None)
+    try:
+        extract(packed, beside / "unpacked", limit=archive.limit)
+    except InputError:
+        packed.unlink()  # what came is of no use: the next call begins anew
+        raise
+    source = beside / "unpacked" / archive.folder
+    if not source.is_dir():
+        raise InputError(f"{archive.url}: holds no folder {archive.folder}")
+    # Lists last: what tells that a data set is there must not be there before its pictures.
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda one: ("ImageSets" in one.parts, one)):
+        target = root / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    shutil.rmtree(beside)
+
+
+def extract(packed: Path, folder: Path, *, limit: int) -> None:
+    """Unpacks a zip into a fresh folder, of which nothing is left if that fails.
+
+    Raises:
+        InputError: it is no zip or a broken one, a member would leave the folder or is a link, it unpacks to more
+            than `limit` bytes, or the disk is full; names the archive and the member.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            members = archive.infolist()
+            _check_members(packed, members, limit)
+            folder.mkdir(parents=True)
+            left = limit
+            for member in members:
+                left -= _unpack(packed, archive, member, folder, left)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)):
+            raise InputError(f"{packed}: is no whole zip ({error}); delete it, and fetch it again") from None
+        if isinstance(error, OSError):
+            raise InputError(f"{packed}: cannot be unpacked into {folder} ({error.strerror})") from None
+        raise
+
+
+def _check_members(packed: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
+            raise InputError(
+                f"{packed}: its member {member.filename} would leave the folder; nothing is unpacked"
+            )
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError(f"{packed}: its member {member.filename} is a link; nothing is unpacked")
+    if (size := sum(member.file_size for member in members)) > limit:
+        raise InputError(
+            f"{packed}: unpacks to {size / 2**30:.1f} GiB, more than the {limit / 2**30:.1f} allowed"
+        )
+
+
+def _unpack(packed: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
+    """Unpacks a member, and gives its size: what it says of itself may be a lie."""
+    target = folder / member.filename
+    if member.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        return 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = 0
+    with archive.open(member) as source, target.open("wb") as file:
+        while block := source.read(_BLOCK):
+            size += len(block)
+            if size > left:
+                raise InputError(f"{packed}: unpacks to more than is allowed, at {member.filename}")
+            file.write(block)
+    return size
+
+
+def download(url: str, path: Path, *, sha256: str | None) -> None:
+    """Fetches `url` into `path`, which appears when it is whole and, where one is known, of this digest.
 
     What has come lies beside it as `NAME.partial`; the same call goes on from there.
 
@@ -56,7 +160,7 @@ def download(url: str, path: Path, *, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Progress(*columns) as progress:
             _fetch(url, partial, progress, progress.add_task(path.name, total=None))
-        digest = sha256_of(partial)
+        digest = None if sha256 is None else sha256_of(partial)
     except urllib.error.HTTPError as error:
         raise InputError(f"{url}: the server says {error.code} {error.reason}; {by_hand}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from drift.errors import InputError
 
-__all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "write_mask"]
+__all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "with_given", "write_mask"]
 
 _INDEXED_MODES = {"1", "L", "P"}
 
@@ -49,11 +49,15 @@ def read_frame(path: Path) -> np.ndarray:
     return np.array(_open(path).convert("RGB"))
 
 
-def read_mask(path: Path, *, binary: bool = False) -> np.ndarray:
+def read_mask(path: Path, *, binary: bool | None = False) -> np.ndarray:
     """A mask as `(height, width)` uint8 object ids, 0 for the background.
 
-    Ids are the palette's *indices* (or grey values), never colours. With `binary` every non-zero
-    pixel is object 1; else 255 is DAVIS-2017's void, which counts as background.
+    Ids are the palette's *indices* (or grey values), never colours.
+
+    Args:
+        path: of the file.
+        binary: True where every non-zero pixel is object 1; False where pixels are ids and 255 is DAVIS-2017's void,
+            which counts as background; None where black and white alone are taken for one object, all else for ids.
 
     Raises:
         InputError: the file is missing or broken, holds colours instead of ids, or ids above 255.
@@ -69,17 +73,37 @@ def read_mask(path: Path, *, binary: bool = False) -> np.ndarray:
             )
         mask = ids.astype(np.uint8)
     else:
-        colours = np.array(image.convert("RGB"))
-        is_grey = (colours == colours[..., :1]).all()
-        if not (binary and is_grey):
-            raise InputError(
-                f"{path}: is a colour image ({image.mode}), but a mask holds object ids; "
-                "save it as an indexed (palette) or 8-bit grey PNG"
-            )
-        mask = colours[..., 0]
+        mask = _grey(path, image, binary)
+    if binary is None:
+        binary = image.mode != "P" and set(np.unique(mask).tolist()) <= {0, 255}
     if binary:
         return (mask > 0).astype(np.uint8)
     return np.where(mask == 255, np.uint8(0), mask)
+
+
+def _grey(path: Path, image: Image.Image, binary: bool | None) -> np.ndarray:
+    """The grey values of a mask that was saved with three colours, where it may only be black and white."""
+    colours = np.array(image.convert("RGB"))
+    is_grey = (colours == colours[..., :1]).all()
+    if is_grey and (binary or (binary is None and set(np.unique(colours).tolist()) <= {0, 255})):
+        return colours[..., 0]
+    raise InputError(
+        f"{path}: is a colour image ({image.mode}), but a mask holds object ids; "
+        "save it as an indexed (palette) or 8-bit grey PNG"
+    )
+
+
+def with_given(mask: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+    """A mask in which the objects of another, given one are just where that has them.
+
+    Args:
+        mask: `(height, width)` uint8 object ids.
+        given: likewise; None for no change.
+    """
+    if given is None or not given.any():
+        return mask
+    others = np.where(np.isin(mask, np.unique(given)), np.uint8(0), mask)
+    return np.where(given > 0, given, others)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 import torch
@@ -18,15 +19,19 @@ from drift.backbone.interface import Backbone
 from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
+from drift.formats import SegmentedFrame
+from drift.image_files import with_given
 from drift.metrics.davis import DavisScore, scored_frames
 from drift.prefetch import prefetched
 from drift.propagation.adapter import Adapter
-from drift.propagation.refiner import Refiner
 from drift.propagation.tracker import Tracker
-from drift.reporting.attention_figure import AttentionView, draw_attention
+from drift.refinement.refinement import Refinement
+from drift.reporting.clip_attention import draw_clip_attention
 from drift.reporting.clip_output import ClipOutput, OutputFolder
 from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
+from drift.reporting.shown_objects import with_shown_objects
+from drift.resuming import ClipProgress
 from drift.stopwatch import Stopwatch
 
 __all__ = ["ClipModule", "TrackingModule"]
@@ -61,6 +66,8 @@ class ClipModule(L.LightningModule):
             InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
         """
         assert isinstance(self.backbone, LatentDiffusion)
+        if not clip.given:  # points alone are followed: there is no mask to adapt to
+            return Adapter()
         try:
             adapter = self.adapters.adapter(clip, self.backbone)
         except InputError as error:
@@ -77,8 +84,8 @@ class TrackingModule(ClipModule):
         backbone, adapters, progress: see `ClipModule`.
         make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter, the refiner and a
             stopwatch.
-        refiner: sharpens predicted masks; None leaves them as propagated.
-        sequences: the names of all clips, for the score.
+        refiner: sharpens predicted masks, and makes masks of boxes and clicks; None leaves masks as propagated.
+        score: takes the scores of all clips.
         output: where to write.
         attention_figures: whether a figure of the attention is drawn for each clip.
     """
@@ -88,83 +95,103 @@ class TrackingModule(ClipModule):
         backbone: Backbone,
         *,
         make_tracker: Callable[..., Tracker],
-        refiner: Refiner | None = None,
+        refiner: Refinement | None = None,
         adapters: AdapterFolder,
-        sequences: Sequence[str],
+        score: DavisScore,
         output: OutputFolder,
         progress: ProgressBars | None = None,
         attention_figures: bool = True,
     ) -> None:
         super().__init__(backbone, adapters=adapters, progress=progress)
         self.make_tracker, self.refiner = make_tracker, refiner
-        self.score = DavisScore(sequences)
+        self.score = score
         self.output = output
         self.attention_figures = attention_figures
 
     def predict_step(self, clip: Clip, batch_idx: int = 0) -> ClipResult:
         """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns."""
-        stopwatch, decoding = Stopwatch(self.backbone.device), Stopwatch()
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
-        adapter = self.adapted(clip)
-        start = time.perf_counter()
-        figure, point = None, (0, 0)
-        with ClipOutput(clip, self.output, self.score) as written:
-            tracker = self.make_tracker(
-                self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch
-            )
-            for index, frame, given in prefetched(_decoded(clip, decoding)):
-                mask, objects = self._track(tracker, clip, index, frame, given)
-                written.add(index, frame, mask, objects)
-                if self.attention_figures and index <= len(clip) // 2:
-                    point = _inmost_pixel(mask, objects[0]) or point
-                    if index == len(clip) // 2 > 0:
-                        figure = self._draw_attention(tracker, clip, index, frame, point)
-                if self.progress:
-                    self.progress.frame_done()
-        seconds = time.perf_counter() - start
+        clip = with_shown_objects(clip, self.refiner, self.output.shown(clip))
+        earlier = self.output.progress.earlier(clip)
+        if earlier.done < len(clip):
+            earlier = self._adapted_and_tracked(clip, earlier)
+        else:
+            with ClipOutput(clip, self.output, self.score, earlier) as written:
+                pass
+            written.finish(earlier)
+        attention = self.output.attention(clip)
         return ClipResult(
             name=clip.name,
             frames=len(clip),
-            seconds=seconds,
-            stages={**decoding.seconds, **stopwatch.seconds, **written.stopwatch.seconds},
-            overlay=self.output.overlay(clip) if self.output.overlays else None,
-            attention=figure,
-            adaptation=adapter.figures,
-            refinements=dict(tracker.refinements),
-            warning=adapter.warning,
+            seconds=earlier.seconds,
+            stages=earlier.stages,
+            overlay=self.output.overlay(clip),
+            attention=attention if self.attention_figures and attention.is_file() else None,
+            adaptation=earlier.adaptation,
+            refinements=earlier.refinements,
+            warning=earlier.warning,
+            defect=clip.defect,
         )
 
-    def _track(
+    def _adapted_and_tracked(self, clip: Clip, earlier: ClipProgress) -> ClipProgress:
+        """Does the frames that are not done; the figures are those of the whole clip."""
+        adapter = self.adapted(clip)
+        stopwatch, decoding, start = Stopwatch(self.backbone.device), Stopwatch(), time.perf_counter()
+        tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
+        with ClipOutput(clip, self.output, self.score, earlier) as written:
+
+            def so_far(done: int = len(clip)) -> ClipProgress:
+                seconds = (decoding.seconds, stopwatch.seconds, written.stopwatch.seconds)
+                return ClipProgress(
+                    done=done,
+                    seconds=earlier.seconds + time.perf_counter() - start,
+                    stages=_summed(earlier.stages, *seconds),
+                    refinements=_summed(earlier.refinements, tracker.refinements),
+                    adaptation=adapter.figures,
+                    warning=adapter.warning,
+                )
+
+            if earlier.tracker is not None:
+                tracker.restore(earlier.tracker, lambda index: clip.reduced_frame(clip.frames[index]))
+            else:
+                tracker.skip(clip.start)
+            for _ in range(earlier.done):
+                self._frame_done()
+            for index, frame, given in prefetched(_decoded(clip, decoding, earlier.done)):
+                segmented = self._segmented(tracker, clip, index, frame, given)
+                written.add(segmented)
+                if self.attention_figures and index == len(clip) // 2:
+                    draw_clip_attention(tracker, clip, segmented, self.output.attention(clip))
+                written.keep(partial(so_far, index + 1), tracker.state)
+                self._frame_done()
+        done = so_far()
+        written.finish(done)
+        return done
+
+    def _frame_done(self) -> None:
+        if self.progress:
+            self.progress.frame_done()
+
+    def _segmented(
         self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, given: np.ndarray | None
-    ) -> tuple[np.ndarray, tuple[int, ...]]:
-        """A frame's mask and the objects known so far; errors gain the clip's and the frame's name."""
+    ) -> SegmentedFrame:
+        """What a frame holds; errors gain the clip's and the frame's name."""
+        size = frame.shape[0], frame.shape[1]
+        named = partial(
+            SegmentedFrame, index=index, name=clip.frame_names[index], time=clip.time(index), frame=frame
+        )
+        if index < clip.start:
+            return named(mask=np.zeros(size, dtype=np.uint8))
+        reduced = clip.reduced_frame(frame)
+        points = clip.reduced_points(index, size)
         try:
-            labels = tracker.step(frame, given)
+            labels = tracker.step(reduced, None if given is None else clip.reduced_mask(given), points)
         except InputError as error:
             raise InputError(f"{clip.name}, frame {clip.frame_names[index]}: {error}") from None
         with tracker.stopwatch.stage("kernel"):
-            return labels.mask().numpy(), labels.object_ids
-
-    def _draw_attention(
-        self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, point: tuple[int, int]
-    ) -> Path:
-        """A figure of where a pixel looks, in the first and in the last memory frame."""
-        indices, weights = tracker.attention(*point)
-        shown = sorted({0, len(indices) - 1})
-        view = AttentionView(
-            frame=frame,
-            frame_index=index,
-            point=point,
-            memory_frames=[clip.frames[indices[place]] for place in shown],
-            memory_indices=[indices[place] for place in shown],
-            weights=weights[shown].numpy(),
-        )
-        path = self.output.attention(clip)
-        draw_attention(
-            view, path, title=f"{clip.name}: where one query attends, over {len(indices)} memory frames"
-        )
-        return path
+            mask = with_given(labels.mask(size).numpy(), given)
+            return named(mask=mask, objects=labels.object_ids, points=labels.tracked_points(size))
 
     def clip_line(self, result: ClipResult) -> str:
         """One line on a clip that is done: its scores and speed."""
@@ -183,20 +210,20 @@ class TrackingModule(ClipModule):
         return f"[bold]{result.name}[/]  J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}  ({speed}){warning}"
 
 
-def _decoded(clip: Clip, stopwatch: Stopwatch) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """Index, frame and given mask of every time step, decoded when asked for."""
-    for index in range(len(clip)):
+def _decoded(
+    clip: Clip, stopwatch: Stopwatch, first: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """Index, frame and given mask of every time step from `first` on, decoded when asked for."""
+    frames = iter(clip.frames[first:])
+    for index in range(first, len(clip)):
         with stopwatch.stage("decode"):
-            frame = clip.frames[index]
+            frame = next(frames)
             given = clip.given_mask(index, frame.shape[:2])
         yield index, frame, given
 
 
-def _inmost_pixel(mask: np.ndarray, object_id: int) -> tuple[int, int] | None:
-    """The pixel of an object that is farthest from its edge, (row, column); None where it is not visible."""
-    visible = np.pad((mask == object_id).astype(np.uint8), 1)
-    if not visible.any():
-        return None
-    depth = cv2.distanceTransform(visible, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(row), int(column)
+def _summed(*several: Mapping[str, float]) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for figures in several:
+        total.update(figures)
+    return dict(total)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from drift.backbone import LayerReading
 from drift.clip import Clip
 from drift.image_files import write_mask
 from drift.pretrain.pictures import Cutout
@@ -146,3 +150,63 @@ def write_davis(root: Path, clips: dict[str, Clip], *, binary: bool = False, suf
         ]
     (lists / "val.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+class ColourBackbone:
+    """Tokens are mean colours: correspondence without a model. Layer 1 has half the resolution of layer 0."""
+
+    device = torch.device("cpu")
+    stride = 4
+
+    def __init__(self, layers: int = 1) -> None:
+        self.layers = layers
+
+    def encode(self, frames):
+        return F.avg_pool2d(frames, self.stride)
+
+    def read(self, latents, generator, *, condition=None, cross=()):
+        readings = []
+        for layer in range(self.layers):
+            tokens = F.avg_pool2d(latents, 2**layer, ceil_mode=True) - 0.5
+            tokens = tokens.permute(0, 2, 3, 1)
+            heads = torch.stack([tokens, tokens], 1) * 10
+            readings.append(LayerReading(str(layer), heads, heads, tokens))
+        return readings
+
+
+COLOUR_OPTIONS = {"affinity": "cosine", "temperature": 0.02, "top_k": 5, "radius": 4, "memory_frames": 2}
+
+
+CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9", ".gif": "gif"}
+
+
+def write_video(path: Path, frames, *, times=None, rate: int = 24, options: dict | None = None) -> Path:
+    """A video of `(height, width, 3)` RGB frames, shown at `times` in seconds or at an even rate."""
+    codec = CODECS[path.suffix]
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        stream.options = options or ({"crf": "12", "g": "6"} if codec == "libx264" else {})
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[index] * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def write_sound(path: Path, codec: str, *, seconds: float, rate: int = 16000) -> Path:
+    """A file that holds a tone and no picture."""
+    tone = (np.sin(np.arange(int(seconds * rate)) / 20) * 8000).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        for start in range(0, len(tone), 1024):
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from drift.adaptation.adapting import adapt
 from drift.adaptation.clip_task import clip_appearances, prompted
@@ -22,6 +20,7 @@ from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.propagation.adapter import Adapter
+from drift.tensor_files import save_tensors
 
 __all__ = ["AdapterFolder", "load_adapter", "origin", "save_adapter"]
 
@@ -56,10 +55,7 @@ def save_adapter(path: Path, adapter: Adapter, came_from: Mapping[str, str]) -> 
         "figures": json.dumps(dict(adapter.figures)),
         "warning": json.dumps(adapter.warning),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: one.detach().float().cpu().contiguous() for name, one in tensors.items()}, partial, told)
-    os.replace(partial, path)
+    save_tensors(path, {name: one.float() for name, one in tensors.items()}, told)
 
 
 def load_adapter(

@@ -173,13 +173,14 @@ class ClipTask:
     def _head_loss(self, value: Reader) -> Callable[[Tensor], Tensor]:
         embeddings = [value(_name(one)) for one in self.appearances]
         adapter = prompted(Adapter(embeddings=embeddings), self.appearances, self.backbone, self.settings)
-        views = self._views(0, self.settings.views)
+        first = min(self.clip.given)
+        views = self._views(first, self.settings.views)
         noise = self._generator(0)
         readings = []
         with torch.no_grad():
             for view in views:
                 latents = self.backbone.encode(view.image[None].to(self.backbone.device))
-                readings.append(self.backbone.read(latents, noise, condition=adapter.condition(0)))
+                readings.append(self.backbone.read(latents, noise, condition=adapter.condition(first)))
         ids = [int(one) for one in views[0].mask.unique() if one]
         self._heads = HeadLearning(
             readings,
@@ -198,8 +199,8 @@ class ClipTask:
         mask = self.clip.given_mask(frame, picture.shape[:2])
         assert mask is not None
         return augmented_views(
-            picture,
-            mask,
+            self.clip.reduced_frame(picture),
+            self.clip.reduced_mask(mask),
             count=count,
             reach=self.propagation.reach * self.backbone.stride,
             stride=self.backbone.stride,

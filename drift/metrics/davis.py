@@ -30,12 +30,14 @@ _KEYS = 3  # columns of a row that say what it scores: sequence, object, frame
 _COLUMNS = _KEYS + 2 + 4  # then the counts of J and of F
 
 
-def scored_frames(frames: int) -> range:
-    """The frames that DAVIS scores in a clip of `frames`: all but the first, which is given, and the last.
+def scored_frames(frames: int, *, last_frame: bool = False) -> range:
+    """The frames that are scored in a clip of `frames`: all but the first, which is given, and DAVIS' last.
 
-    A clip of one or two frames has none, and thus no score.
+    Args:
+        frames: how many frames the clip has; one of one or two frames has no score by DAVIS' rule.
+        last_frame: whether the last frame is scored too, as Long Videos' authors do.
     """
-    return range(1, frames - 1)
+    return range(1, frames if last_frame else frames - 1)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class DavisScore(Metric):
     Args:
         sequences: the names of all sequences, in the same order in every process.
         tolerance: of the boundary measure, see `functional.boundary_f`.
+        last_frame: whether a clip's last frame is scored, which DAVIS leaves out.
         **options: those of `torchmetrics.Metric`.
 
     Raises:
@@ -165,13 +168,20 @@ class DavisScore(Metric):
     full_state_update = False
     rows: list[Tensor] | Tensor
 
-    def __init__(self, sequences: Sequence[str], *, tolerance: float = 0.008, **options: Any) -> None:
+    def __init__(
+        self,
+        sequences: Sequence[str],
+        *,
+        tolerance: float = 0.008,
+        last_frame: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         non_negative("tolerance", tolerance)
         if len(set(sequences)) != len(sequences):
             raise OptionError("sequences", list(sequences), "a list that names each sequence once")
         self.sequences = tuple(sequences)
-        self.tolerance = tolerance
+        self.tolerance, self.last_frame = tolerance, last_frame
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.reset()
 
@@ -192,7 +202,7 @@ class DavisScore(Metric):
         frames: int,
         objects: Sequence[int],
     ) -> None:
-        """Scores one frame; the first and the last of the clip are checked, but not scored.
+        """Scores one frame; the first and, by DAVIS' rule, the last of the clip are checked, but not scored.
 
         Args:
             prediction: `(height, width)` object ids, 0 for the background, of any whole-number type.
@@ -209,7 +219,7 @@ class DavisScore(Metric):
                 that is not in 1 to 255.
         """
         self._check(prediction, truth, sequence, frame, frames, objects)
-        if frame not in scored_frames(frames) or not objects:
+        if frame not in scored_frames(frames, last_frame=self.last_frame) or not objects:
             return
         index, truth = self.sequences.index(sequence), truth.to(prediction.device)
         counts = torch.stack([self._counts(prediction == one, truth == one) for one in objects])

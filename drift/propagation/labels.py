@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from drift.image_files import with_given
+from drift.propagation.keypoints import TrackedPoint, positions
+
 __all__ = [
     "SoftLabels",
     "downsampling",
@@ -36,6 +39,8 @@ class SoftLabels:
         min_confidence: an object that is nowhere at least this probable is absent.
         given: the mask given for this frame, `(height, width)` object ids, or None.
         refined: probabilities at the frame's size, where a refiner has sharpened them, or None.
+        points: on the token grid, the heat of each point that is followed.
+        point_names: of those points.
     """
 
     probabilities: Float[Tensor, "channels rows columns"]
@@ -45,6 +50,8 @@ class SoftLabels:
     min_confidence: float = 0.0
     given: UInt8[Tensor, "height width"] | None = None
     refined: Float[Tensor, "channels height width"] | None = None
+    points: Float[Tensor, "points rows columns"] | None = None
+    point_names: tuple[str, ...] = ()
 
     def upsampled(self) -> Float[Tensor, "channels height width"]:
         """The probabilities at the frame's size: the refined ones, or bilinear between tokens."""
@@ -60,21 +67,36 @@ class SoftLabels:
         """Of each object in `upsampled()`, whether it is anywhere as probable as `min_confidence`."""
         return upsampled[1:].flatten(1).amax(1) >= self.min_confidence
 
-    def mask(self) -> UInt8[Tensor, "height width"]:
+    def mask(self, size: tuple[int, int] | None = None) -> UInt8[Tensor, "height width"]:
         """The most probable object of every pixel, 0 for the background, on the CPU.
 
         Objects whose mask was given for this frame have just that mask.
+
+        Args:
+            size: height and width of the mask, where they are not those of the frame that the tracker saw.
         """
         ids = torch.tensor((0, *self.object_ids), dtype=torch.uint8, device=self.probabilities.device)
         probabilities = self.upsampled()
         absent = ~self.present(probabilities)
         probabilities[1:].masked_fill_(absent[:, None, None], -1.0)
+        if size is not None and size != self.frame_size:
+            probabilities = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
         mask = ids[probabilities.argmax(0)]
-        if self.given is not None:
-            given = self.given.to(mask.device)
-            mask[torch.isin(mask, given.unique())] = 0
-            mask = torch.where(given > 0, given, mask)
+        if self.given is not None and mask.shape == self.given.shape:
+            return torch.from_numpy(with_given(mask.cpu().numpy(), self.given.cpu().numpy()))
         return mask.cpu()
+
+    def tracked_points(self, size: tuple[int, int] | None = None) -> list[TrackedPoint]:
+        """Where each point is that is followed, in pixels of a frame of `size`, the tracker's own by default."""
+        if self.points is None:
+            return []
+        height, width = size or self.frame_size
+        down, right = height / self.frame_size[0], width / self.frame_size[1]
+        found = positions(self.points, self.stride)
+        return [
+            TrackedPoint(name, (x + 0.5) * right - 0.5, (y + 0.5) * down - 0.5, confidence)
+            for name, (x, y, confidence) in zip(self.point_names, found, strict=True)
+        ]
 
 
 def pad_to_stride(images: Float[Tensor, "batch channels height width"], stride: int) -> Tensor:

@@ -13,6 +13,7 @@ from drift.options import choice, share
 from drift.propagation.labels import SoftLabels
 from drift.propagation.refiner import Refined
 from drift.refinement.gates import Gates, chosen
+from drift.refinement.prompted import Segmenter
 
 __all__ = ["Proposals", "Proposer", "Refinement", "merged"]
 
@@ -31,8 +32,8 @@ class Proposals(NamedTuple):
     scores: Float[Tensor, "objects proposals"]
 
 
-class Proposer(Protocol):
-    """Proposes masks for objects that are roughly known."""
+class Proposer(Segmenter, Protocol):
+    """Proposes masks for objects that are roughly known, or shown by boxes and clicks."""
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the grid on which masks are taken and proposed for frames of this height and width."""

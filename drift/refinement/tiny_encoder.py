@@ -93,6 +93,7 @@ class TinyImageEncoder(nn.Module):
     """
 
     ignores_padding = True
+    mends_masks = True  # its recipe always shows it a mask: without one it is lost
 
     def __init__(self, *, img_size: int, width: int) -> None:
         super().__init__()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 
@@ -11,13 +15,20 @@ import numpy as np
 import torch
 
 from drift.clip import Clip
-from drift.image_files import write_mask
+from drift.errors import InputError
+from drift.formats import SegmentedFrame, make_writers
+from drift.formats.masks import MaskWriter
+from drift.image_files import read_mask
 from drift.metrics.davis import DavisScore
 from drift.prefetch import BackgroundConsumer
-from drift.reporting.overlay import OverlayVideo, draw_overlay
+from drift.propagation.keypoints import TrackedPoint
+from drift.propagation.tracker import TrackerState
+from drift.resuming import ClipProgress, ProgressFolder
 from drift.stopwatch import Stopwatch
 
 __all__ = ["ClipOutput", "OutputFolder"]
+
+_SAVED_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -26,31 +37,33 @@ class OutputFolder:
 
     Attributes:
         root: `output.dir`.
-        overlays: whether overlay videos are made.
+        formats: what is written of each clip, from `FORMATS`.
+        progress: how far earlier runs came.
     """
 
     root: Path
-    overlays: bool = True
+    formats: Sequence[str]
+    progress: ProgressFolder
 
     def masks(self, clip: Clip) -> Path:
         """The folder of a clip's indexed PNGs."""
         return self.root / "masks" / clip.name
 
-    def overlay(self, clip: Clip) -> Path:
-        """The overlay video of a clip."""
-        return self.root / "overlays" / f"{clip.name}.mp4"
+    def overlay(self, clip: Clip) -> Path | None:
+        """The overlay video of a clip, where one is made."""
+        return self.root / "overlays" / f"{clip.name}.mp4" if "overlay" in self.formats else None
 
     def attention(self, clip: Clip) -> Path:
         """The attention figure of a clip."""
         return self.root / "attention" / f"{clip.name}.png"
 
+    def shown(self, clip: Clip) -> Path:
+        """The picture of what was made of a clip's box and clicks."""
+        return self.root / "shown" / f"{clip.name}.png"
 
-@dataclass(frozen=True)
-class _Segmented:
-    index: int
-    frame: np.ndarray
-    mask: np.ndarray
-    objects: tuple[int, ...]
+    def keypoints(self, clip: Clip) -> Path:
+        """The table of a clip's keypoints."""
+        return self.root / "keypoints" / f"{clip.name}.csv"
 
 
 @dataclass
@@ -61,24 +74,28 @@ class ClipOutput:
         clip: what is segmented.
         folder: where to write.
         score: takes the scores of frames that have a true mask.
+        earlier: how far an earlier run came: what it did is read, and not done again.
         stopwatch: counts the stages `write` and `score`, in the writer's thread.
     """
 
     clip: Clip
     folder: OutputFolder
     score: DavisScore
+    earlier: ClipProgress = field(default_factory=ClipProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __enter__(self) -> ClipOutput:
         self._stack = ExitStack()
-        self.folder.masks(self.clip).mkdir(parents=True, exist_ok=True)
-        self._video: OverlayVideo | None = None
-        if self.folder.overlays:
-            path = self.folder.overlay(self.clip)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            video = OverlayVideo(path, frames_per_second=self.clip.frames_per_second)
-            self._video = self._stack.enter_context(video)
-        self._consumer = BackgroundConsumer(self._write)
+        lacking = set(self.folder.formats) - set(self.earlier.formats)
+        is_whole = self.earlier.done == len(self.clip) and not lacking
+        past = list(_past(self.clip, self.folder)) if self.earlier.done and self.clip.keypoints else []
+        self._writers = [] if is_whole else make_writers(self.folder.formats, self.clip, self.folder.root)
+        for writer in self._writers:
+            self._stack.callback(writer.close)
+        if self.earlier.done:
+            self._again(past)
+        self._saved_at = time.monotonic()
+        self._consumer = BackgroundConsumer[Callable[[], None]](lambda job: job())
         return self
 
     def __exit__(
@@ -91,23 +108,35 @@ class ClipOutput:
                 if error is None:  # else the first error is the one to tell
                     raise
 
-    def add(self, index: int, frame: np.ndarray, mask: np.ndarray, objects: tuple[int, ...]) -> None:
-        """Queues frame `index` for writing.
+    def add(self, segmented: SegmentedFrame) -> None:
+        """Queues a frame for writing and scoring."""
+        self._consumer.put(lambda: self._write(segmented))
+
+    def keep(self, progress: Callable[[], ClipProgress], state: Callable[[], TrackerState]) -> None:
+        """Keeps how far the clip has come with all frames that were added, where that has not been done for a while.
 
         Args:
-            index: of the frame in the clip.
-            frame: `(height, width, 3)` uint8 RGB.
-            mask: `(height, width)` uint8 predicted object ids.
-            objects: the ids of the objects known so far.
+            progress: gives the figures.
+            state: gives the tracker's state.
         """
-        self._consumer.put(_Segmented(index, frame, mask, objects))
+        now = time.monotonic()
+        if "masks" not in self.folder.formats or now - self._saved_at < _SAVED_EVERY:
+            return
+        self._saved_at = now
+        kept = replace(progress(), formats=tuple(self.folder.formats), tracker=state())
+        self._consumer.put(lambda: self.folder.progress.save(self.clip, kept))
 
-    def _write(self, segmented: _Segmented) -> None:
+    def finish(self, progress: ClipProgress) -> None:
+        """Keeps that the clip is done. Call it when the block is left."""
+        if "masks" in self.folder.formats:
+            whole = replace(progress, done=len(self.clip), formats=tuple(self.folder.formats), tracker=None)
+            self.folder.progress.save(self.clip, whole)
+
+    def _write(self, segmented: SegmentedFrame, *, again: bool = False) -> None:
         with self.stopwatch.stage("write"):
-            name = self.clip.frame_names[segmented.index]
-            write_mask(self.folder.masks(self.clip) / f"{name}.png", segmented.mask)
-            if self._video is not None:
-                self._video.add(draw_overlay(segmented.frame, segmented.mask))
+            for writer in self._writers:
+                if not (again and isinstance(writer, MaskWriter)):
+                    writer.add(segmented)
         with self.stopwatch.stage("score"):
             truth = self.clip.true_mask(segmented.index, segmented.mask.shape)
             if truth is not None:
@@ -117,5 +146,41 @@ class ClipOutput:
                     sequence=self.clip.name,
                     frame=segmented.index,
                     frames=len(self.clip),
-                    objects=segmented.objects,
+                    objects=tuple(segmented.objects),
                 )
+
+    def _again(self, past: Sequence[tuple[TrackedPoint, ...]]) -> None:
+        """Gives the writers and the score what an earlier run found, from its masks."""
+        objects: tuple[int, ...] = ()
+        frames = iter(self.clip.frames) if self._writers else None
+        for index in range(self.earlier.done):
+            if index in self.clip.given:
+                there = (int(one) for one in np.unique(self.clip.given[index]) if one)
+                objects += tuple(one for one in there if one not in objects)
+            name = self.clip.frame_names[index]
+            mask = read_mask(self.folder.masks(self.clip) / f"{name}.png")
+            frame = next(frames) if frames is not None else np.zeros((*mask.shape, 3), np.uint8)
+            points = past[index] if index < len(past) else ()
+            segmented = SegmentedFrame(index, name, self.clip.time(index), frame, mask, objects, points)
+            self._write(segmented, again=True)
+
+
+def _past(clip: Clip, folder: OutputFolder) -> Iterator[tuple[TrackedPoint, ...]]:
+    """The points that an earlier run found, frame by frame."""
+    path = folder.keypoints(clip)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            by_frame = groupby(csv.DictReader(file), key=lambda row: int(row["frame"]))
+            found = {
+                frame: tuple(
+                    TrackedPoint(row["point"], float(row["x"]), float(row["y"]), float(row["confidence"]))
+                    for row in rows
+                )
+                for frame, rows in by_frame
+            }
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be gone on from ({error}); output.resume=false does the clip again"
+        ) from None
+    for frame in range(len(clip)):
+        yield found.get(frame, ())

@@ -45,6 +45,7 @@ class ClipResult:
             not hold; empty where nothing was.
         warning: why it was given up, or None.
         refinements: how often what became of an object that was to be refined; empty where nothing was.
+        defect: why the clip ends before its source does, or None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ClipResult:
     adaptation: Mapping[str, float] = field(default_factory=dict)
     warning: str | None = None
     refinements: Mapping[str, int] = field(default_factory=dict)
+    defect: str | None = None
 
     @property
     def seconds_per_frame(self) -> float:
@@ -137,6 +139,8 @@ def _summary(
             sequences[clip.name]["refinements"] = dict(clip.refinements)
         if clip.warning:
             sequences[clip.name]["warning"] = clip.warning
+        if clip.defect:
+            sequences[clip.name]["defect"] = clip.defect
     return {
         **_triple(scores),
         "J_recall": _number(scores.jaccard.recall),
@@ -176,6 +180,8 @@ def _replace(path: Path, text: str) -> None:
 
 def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
     """One line per sequence and the mean over all objects, for the screen."""
+    if not scores.sequences:
+        return _table_without_scores(clips)
     adapted = any(clip.adaptation for clip in clips)
     box = SIMPLE_HEAD if adapted else HEAVY_HEAD  # one column more has to fit 80 characters
     table = Table(title="Segmentation scores", title_style="bold", header_style="bold", box=box)
@@ -193,12 +199,21 @@ def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
     frames = sum(clip.frames for clip in clips)
     speed = sum(clip.seconds for clip in clips) / max(frames, 1)
     table.add_section()
-    total = scores if scores.sequences else None
-    objects = str(len(scores.objects)) if total else "-"
-    cells = [objects, str(frames), *_cells(total), f"{speed:.2f}"]
+    cells = [str(len(scores.objects)), str(frames), *_cells(scores), f"{speed:.2f}"]
     if adapted:
         cells.append(f"{sum(clip.adaptation.get('seconds', 0.0) for clip in clips):.1f}")
     table.add_row("all objects", *cells, style="bold")
+    return table
+
+
+def _table_without_scores(clips: Sequence[ClipResult]) -> Table:
+    """What there is to tell of clips that have no true masks to be scored against."""
+    table = Table(title="Clips (no true masks: not scored)", title_style="bold", header_style="bold")
+    table.add_column("sequence", no_wrap=True)
+    for column in ("frames", "seconds", "s/frame"):
+        table.add_column(column, justify="right")
+    for clip in clips:
+        table.add_row(clip.name, str(clip.frames), f"{clip.seconds:.1f}", f"{clip.seconds_per_frame:.2f}")
     return table
 
 

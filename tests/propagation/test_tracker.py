@@ -5,41 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from examples import moving_square
+from examples import COLOUR_OPTIONS as OPTIONS
+from examples import ColourBackbone, moving_square
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from drift.backbone import LayerReading, load_latent_diffusion
+from drift.backbone import load_latent_diffusion
 from drift.errors import InputError, OptionError
 from drift.propagation import SoftLabels, Tracker
 from drift.propagation.labels import labels_of_mask, merge_given, pooled
 from drift.propagation.memory import Memory, RememberedFrame
-
-
-class ColourBackbone:
-    """Tokens are mean colours: correspondence without a model. Layer 1 has half the resolution of layer 0."""
-
-    device = torch.device("cpu")
-    stride = 4
-
-    def __init__(self, layers: int = 1) -> None:
-        self.layers = layers
-
-    def encode(self, frames):
-        return F.avg_pool2d(frames, self.stride)
-
-    def read(self, latents, generator, *, condition=None, cross=()):
-        readings = []
-        for layer in range(self.layers):
-            tokens = F.avg_pool2d(latents, 2**layer, ceil_mode=True) - 0.5
-            tokens = tokens.permute(0, 2, 3, 1)
-            heads = torch.stack([tokens, tokens], 1) * 10
-            readings.append(LayerReading(str(layer), heads, heads, tokens))
-        return readings
-
-
-OPTIONS = {"affinity": "cosine", "temperature": 0.02, "top_k": 5, "radius": 4, "memory_frames": 2}
 
 
 def track(clip, tracker, masks=None):
@@ -259,5 +235,6 @@ def test_absent_objects_leave_the_mask_and_the_rest_stays():
 def test_memory_rejects_a_negative_length():
     with pytest.raises(OptionError, match="memory_frames"):
         Memory(-1)
-    frame = RememberedFrame(0, (), (torch.ones(2, 2, 2),))
-    assert frame.labels_of(0, 4).shape == (2, 2, 4)
+    frame = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),), torch.zeros(1))
+    both = frame.labels_of(0, channels=4, points=3)
+    assert both[0, 0].tolist() == [1, 1, 0, 0, 1, 0, 0]

@@ -250,7 +250,7 @@ class TestBadInput:
             ("refinement=magic", ["refinement=magic", "none"]),
             ("seed=abc", ["seed=abc", "a whole number"]),
             ("seed=-1", ["seed=-1", "a whole number"]),
-            ("output.overlays=no", ["output.overlays=no", "True, False"]),
+            ("output.formats=[movie]", ["output.formats=['movie']", "masks, overlay"]),
             ("backbone.prompt=null", ["backbone.prompt=None", "a text"]),
             ("data.sequences=[ant,ant]", ["data.sequences=['ant', 'ant']", "each once"]),
             ("data.splitt=val", ["data.splitt", "did you mean data.split?"]),

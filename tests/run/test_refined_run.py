@@ -30,7 +30,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             "backbone.layers=[up_blocks.2.attentions.0]",
             "logger=none",
             "output.attention=false",
-            "output.overlays=false",
+            "output.formats=[masks]",
             f"output.dir={tmp_path / 'out'}",
             *overrides,
         ]
