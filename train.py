@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from drift.adaptation.setup import folder_to_fill
 from drift.command_line import build, options_of, prepared, run
+from drift.processes import watched
 from drift.training import AdaptersModule
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -22,7 +23,8 @@ def train(config: DictConfig) -> Path:
     module = AdaptersModule(ready.backbone, adapters=adapters, progress=ready.progress)
     trainer = build(config, "trainer", logger=build(config, "logger") or False)
     try:
-        trainer.predict(module, datamodule=ready.data, return_predictions=False)
+        with watched(trainer):
+            trainer.predict(module, datamodule=ready.data, return_predictions=False)
     finally:
         ready.progress.stop()  # an error stands alone
     if trainer.is_global_zero:

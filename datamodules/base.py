@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -13,19 +15,29 @@ from drift.clip import Clip, FrameFiles, MaskFiles
 from drift.download import Archive, fetch_and_extract
 from drift.errors import InputError, OptionError
 from drift.options import choice, whole_number
+from drift.processes import longest_first
 from drift.submission import Submission
 
-__all__ = ["ClipDataModule", "clip_of_files", "folders_in", "frames_in", "masks_in", "read_lines"]
+__all__ = [
+    "ClipDataModule",
+    "FolderOfSplits",
+    "clip_of_files",
+    "folders_in",
+    "frames_in",
+    "masks_from_first",
+    "masks_in",
+    "read_lines",
+]
 
 
-class _Clips(Dataset[Clip]):
-    def __init__(self, clips: Sequence[Clip]) -> None:
+class _Clips(Dataset[Clip | None]):
+    def __init__(self, clips: Sequence[Clip | None]) -> None:
         self.clips = clips
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> Clip:
+    def __getitem__(self, index: int) -> Clip | None:
         return self.clips[index]
 
 
@@ -114,10 +126,17 @@ class ClipDataModule(L.LightningDataModule, ABC):
             self._clips = [self.clip(name) for name in self.sequences]
 
     def predict_dataloader(self) -> DataLoader:
-        """One clip at a time, as it is."""
+        """One clip at a time, as it is; of several processes, those that are this one's.
+
+        A process without a clip of its own gets None, once: it too has to take part in what all do together.
+        """
         self.setup()
         assert self._clips is not None
-        return DataLoader(_Clips(self._clips), batch_size=None, shuffle=False)
+        clips: list[Clip | None] = list(self._clips)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            dealt = longest_first([len(clip) for clip in self._clips], self.trainer.world_size)
+            clips = [self._clips[place] for place in dealt[self.trainer.global_rank]] or [None]
+        return DataLoader(_Clips(clips), batch_size=None, shuffle=False)
 
     def _fetch(self) -> None:
         archive = self.archive()
@@ -126,6 +145,37 @@ class ClipDataModule(L.LightningDataModule, ABC):
                 f"data.download=true: this data set cannot be fetched by a program; {self.by_hand}"
             )
         fetch_and_extract(archive, self.root)
+
+
+class FolderOfSplits(ClipDataModule):
+    """A data set whose splits are folders below its root, as YouTube-VOS has them; each is there or is not.
+
+    Args:
+        root: the folder with the splits' folders, or the folder of the split itself.
+        split: the folder below `root`.
+        sequences, max_side, download: see `ClipDataModule`.
+
+    Attributes:
+        folder: of the split.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        split: str = "valid",
+        sequences: Sequence[str] | None = None,
+        max_side: int | None = None,
+        download: bool = False,
+    ) -> None:
+        self.split_name = split
+        super().__init__(root, sequences=sequences, max_side=max_side, download=download)
+        inner = self.root / split
+        self.folder = inner if inner.is_dir() else self.root
+
+    def is_there(self, root: Path) -> bool:
+        """Whether the split is."""
+        return super().is_there(root) or super().is_there(root / self.split_name)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -157,19 +207,30 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def frames_in(folder: Path) -> list[Path]:
-    """The pictures of a sequence in the order of their names.
+    """The pictures of a sequence in the order of their names and of the numbers in them.
 
     Raises:
-        InputError: the folder is missing or holds no picture.
+        InputError: the folder is missing, holds no picture, or two of one name.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of frames")
     frames = sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"} and p.name[0] != "."
+        (p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"} and p.name[0] != "."),
+        key=_in_order,
     )
     if not frames:
         raise InputError(f"{folder}: the clip is empty, it holds no .jpg or .png frame")
+    if twice := [one for one, other in pairwise(frames) if one.stem == other.stem]:
+        raise InputError(
+            f"{twice[0]}: there are two pictures of this name; masks go into a folder of their own"
+        )
     return frames
+
+
+def _in_order(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """The numbers in a name as numbers: 2 comes before 10."""
+    parts = re.split(r"(\d+)", path.stem)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], path.name
 
 
 def masks_in(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:
@@ -188,6 +249,18 @@ def masks_in(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:
         if path.stem not in places:
             raise InputError(f"{path}: there is no frame of this name in {frames[0].parent}")
     return {places[path.stem]: path for path in found}
+
+
+def masks_from_first(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:
+    """Likewise, of a sequence whose first frame must have a mask.
+
+    Raises:
+        InputError: it has none, or see `masks_in`.
+    """
+    masks = masks_in(folder, frames)
+    if 0 not in masks:
+        raise InputError(f"{folder / frames[0].stem}.png: no such file; the first frame needs a mask")
+    return masks
 
 
 def clip_of_files(

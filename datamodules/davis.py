@@ -51,8 +51,9 @@ class Davis2017(ClipDataModule):
         return read_lines(self.root / "ImageSets" / "2017" / f"{self.split_name}.txt")
 
     def is_there(self, root: Path) -> bool:
-        """Whether the split's list is: another split's files may lie beside it."""
-        return (root / "ImageSets" / "2017" / f"{self.split_name}.txt").is_file()
+        """Whether the split is, at this resolution: others may lie beside it."""
+        listed = (root / "ImageSets" / "2017" / f"{self.split_name}.txt").is_file()
+        return listed and (root / "JPEGImages" / self.resolution).is_dir()
 
     def archive(self) -> Archive | None:
         """The archive of the split at this resolution, as the authors serve it."""

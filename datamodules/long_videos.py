@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.base import ClipDataModule, clip_of_files, folders_in, frames_in, masks_in, read_lines
+from datamodules.base import (
+    ClipDataModule,
+    clip_of_files,
+    folders_in,
+    frames_in,
+    masks_from_first,
+    read_lines,
+)
 from drift.clip import Clip
-from drift.errors import InputError
 
 __all__ = ["LongVideos"]
 
@@ -52,8 +58,5 @@ class LongVideos(ClipDataModule):
             InputError: frames or the first mask are missing; names them.
         """
         frames = frames_in(self.root / "JPEGImages" / name)
-        folder = self.root / "Annotations" / name
-        masks = masks_in(folder, frames)
-        if 0 not in masks:
-            raise InputError(f"{folder / frames[0].stem}.png: no such file; the first frame needs a mask")
+        masks = masks_from_first(self.root / "Annotations" / name, frames)
         return clip_of_files(name, frames, {0: masks[0]}, masks, max_side=self.max_side)

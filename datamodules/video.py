@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from drift.video_files import VideoFrames, index_video
 __all__ = ["Video", "object_prompts", "read_keypoints"]
 
 
+_MOST = 254  # objects: 255 is void
+
+
 class Video(ClipDataModule):
     """A clip, and masks, a box, clicks or keypoints that say what is to be followed.
 
@@ -24,7 +28,8 @@ class Video(ClipDataModule):
         path: an mp4, mov, webm, mkv or gif, or a folder of pictures.
         mask: a PNG of the objects on frame `frame`: of object ids, or black and white for one object.
         masks: likewise by frame, {0: a.png, 40: b.png}: later ones bring objects or correct known ones.
-        box: left, top, right, bottom of an object in pixels of frame `frame`; a list of boxes for several objects.
+        box: left, top, right, bottom of an object in pixels of frame `frame`; a list of boxes for several objects. They
+            are numbered from 1 on, or, where there are masks, from the highest object in those on.
         points: [[x, y], ...] clicks in pixels of frame `frame`.
         labels: what each click is on: the number of an object, or 0 for the ground; None for all on object 1.
         keypoints: a CSV with the columns x, y and, if wanted, point (its name) and frame: points to be followed.
@@ -74,7 +79,8 @@ class Video(ClipDataModule):
 
     def split(self) -> list[str]:
         """The one clip, by its file's name."""
-        return [self.path.name if self.path.is_dir() else self.path.stem]
+        path = self.path.resolve()
+        return [path.name if path.is_dir() else path.stem]
 
     def clip(self, name: str) -> Clip:
         """The clip; a video has been gone through once, so that what is wrong with it is known.
@@ -85,12 +91,20 @@ class Video(ClipDataModule):
         given = MaskFiles(self._masks, binary=None)
         keypoints = read_keypoints(self._keypoints) if self._keypoints else {}
         known, size = self._of_folder(name) if self.path.is_dir() else self._of_file(name)
-        prompts = {self.frame: self._prompts} if self._prompts else {}
+        prompts = {self.frame: self._numbered(given)} if self._prompts else {}
         clip = Clip(**known, given=given, prompts=prompts, keypoints=keypoints, max_side=self.max_side)
         for index in given:
             clip.given_mask(index, size)
         _check_places(prompts, keypoints, size)
         return clip
+
+    def _numbered(self, given: MaskFiles) -> list[ObjectPrompt]:
+        """The objects that are shown, behind those that have masks."""
+        highest = max((int(given[index].max()) for index in given), default=0)
+        numbered = [replace(one, object_id=highest + one.object_id) for one in self._prompts]
+        if numbered[-1].object_id > _MOST:
+            raise InputError(f"{self.path}: {numbered[-1].object_id} objects; at most {_MOST} fit a mask")
+        return numbered
 
     def _of_file(self, name: str) -> tuple[dict[str, Any], tuple[int, int]]:
         index = index_video(self.path)
@@ -142,7 +156,7 @@ def object_prompts(
     if len(of) != len(clicks):
         raise OptionError("labels", of, f"one for each of the {len(clicks)} points")
     for one in of:
-        whole_number("labels", one, minimum=0, maximum=255)
+        whole_number("labels", one, minimum=0, maximum=_MOST)
     objects = sorted({*range(1, len(boxes) + 1), *of} - {0})
     if clicks and not objects:
         raise OptionError("labels", of, "the number of an object, 1 or more, for at least one point")

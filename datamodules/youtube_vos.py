@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import ClipDataModule, clip_of_files, frames_in
+from datamodules.base import FolderOfSplits, clip_of_files, frames_in
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.options import choice
@@ -18,46 +18,30 @@ __all__ = ["YouTubeVos"]
 _SIX, _THIRTY = 6.0, 30.0  # frames a second
 
 
-class YouTubeVos(ClipDataModule):
+class YouTubeVos(FolderOfSplits):
     """Each object's mask is given on the frame in which `meta.json` has it first.
 
-    Layout below `root`, or below `root/SPLIT` where that is: `JPEGImages/VIDEO/*.jpg`, `Annotations/VIDEO/*.png`,
-    `meta.json`. The server wants the frames that `meta.json` names, whichever rate is tracked.
+    Layout below `root/SPLIT`: `JPEGImages/VIDEO/*.jpg`, `Annotations/VIDEO/*.png`, `meta.json`. The server wants the
+    frames that `meta.json` names, whichever rate is tracked.
 
     Args:
-        root: the folder of that layout.
-        split: the folder below `root`.
+        root: see `FolderOfSplits`.
         all_frames: whether the frames at 30 a second are tracked, from the folder SPLIT_all_frames beside SPLIT, in
             place of those at 6.
-        sequences, max_side, download: see `ClipDataModule`.
+        **options: split, sequences, max_side, download: see `FolderOfSplits`.
     """
 
     by_hand = "register at youtube-vos.org, and put valid.zip's content below data.root"
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        split: str = "valid",
-        all_frames: bool = False,
-        sequences: Sequence[str] | None = None,
-        max_side: int | None = None,
-        download: bool = False,
-    ) -> None:
+    def __init__(self, root: str | Path | None, *, all_frames: bool = False, **options: Any) -> None:
         choice("all_frames", all_frames, (True, False))
-        self.split_name, self.all_frames = split, all_frames
-        super().__init__(root, sequences=sequences, max_side=max_side, download=download)
-        inner = self.root / split
-        self.folder = inner if inner.is_dir() else self.root
+        self.all_frames = all_frames
+        super().__init__(root, **options)
         self._videos: Mapping[str, Any] | None = None
 
     def split(self) -> list[str]:
         """The videos of `meta.json`."""
         return list(self._meta())
-
-    def is_there(self, root: Path) -> bool:
-        """See `ClipDataModule.is_there`."""
-        return (root / "meta.json").is_file() or (root / self.split_name / "meta.json").is_file()
 
     def clip(self, name: str) -> Clip:
         """A video.

@@ -47,7 +47,7 @@ class ResultsWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: ClipResult,
+        prediction: ClipResult | None,
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
@@ -55,6 +55,8 @@ class ResultsWriter(BasePredictionWriter):
     ) -> None:
         """Keeps a clip's result; alone, writes all results so far."""
         assert isinstance(pl_module, TrackingModule)
+        if prediction is None:
+            return
         self.clips.append(prediction)
         if trainer.world_size == 1:
             self._write(pl_module)
@@ -94,13 +96,15 @@ class Dashboard(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: ClipResult,
+        outputs: ClipResult | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Logs one clip; its step is the number of the clip."""
         assert isinstance(pl_module, TrackingModule)
+        if outputs is None:
+            return
         numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
         numbers |= {f"{outputs.name}/adaptation/{key}": value for key, value in outputs.adaptation.items()}
         numbers |= {f"{outputs.name}/refinements/{key}": count for key, count in outputs.refinements.items()}

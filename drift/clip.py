@@ -5,15 +5,17 @@ Frames and masks are decoded when they are asked for, one at a time: no step hol
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from drift.errors import InputError
 from drift.image_files import read_frame, read_mask
-from drift.resizing import reduced_frame, reduced_mask, reduced_size
+from drift.masks import reduced_mask
+from drift.resizing import reduced_frame, reduced_size
 
 __all__ = ["Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
 
@@ -31,6 +33,11 @@ class FrameFiles(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return FrameFiles(self.paths[index])
         return read_frame(self.paths[index])
+
+    def identity(self) -> str:
+        """What tells these frames from others: the names, sizes and times of their files."""
+        told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 class MaskFiles(Mapping[int, np.ndarray]):
@@ -173,12 +180,39 @@ class Clip:
             index: of the frame.
             size: height and width of the clip's frames.
         """
-        rows, columns = reduced_size(size, self.max_side)
-        down, across = rows / size[0], columns / size[1]
+        down, across = self._reduction(size)
         return [
-            Keypoint(one.name, (one.x + 0.5) * across - 0.5, (one.y + 0.5) * down - 0.5)
-            for one in self.keypoints.get(index, ())
+            Keypoint(one.name, *_scaled(one.x, one.y, down, across)) for one in self.keypoints.get(index, ())
         ]
+
+    def reduced_prompts(self, index: int, size: tuple[int, int]) -> list[ObjectPrompt]:
+        """The objects that are shown on frame `index`, likewise."""
+        down, across = self._reduction(size)
+        return [
+            replace(
+                one,
+                box=None
+                if one.box is None
+                else tuple(  # type: ignore[arg-type]
+                    side * (down if place % 2 else across) for place, side in enumerate(one.box)
+                ),
+                points=tuple(_scaled(x, y, down, across) for x, y in one.points),
+            )
+            for one in self.prompts.get(index, ())
+        ]
+
+    def identity(self) -> str:
+        """What tells the clip from others: its frames, and what is given of it."""
+        told = hashlib.sha256(f"{len(self)} {self.prompts} {self.keypoints}".encode())
+        known = getattr(self.frames, "identity", None)
+        told.update(known().encode() if known else np.ascontiguousarray(self.frames[self.start]).tobytes())
+        for index in self.given:
+            told.update(index.to_bytes(4, "big") + np.ascontiguousarray(self.given[index]).tobytes())
+        return told.hexdigest()
+
+    def _reduction(self, size: tuple[int, int]) -> tuple[float, float]:
+        rows, columns = reduced_size(size, self.max_side)
+        return rows / size[0], columns / size[1]
 
     def given_mask(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         """The mask given for frame `index`, checked against the frame's `(height, width)`, or None.
@@ -207,3 +241,8 @@ class Clip:
                 f"but its frame is {size[1]} x {size[0]}; they must be equal"
             )
         return mask
+
+
+def _scaled(x: float, y: float, down: float, across: float) -> tuple[float, float]:
+    """A place in pixels, whose centres are whole numbers, in a picture made smaller."""
+    return (x + 0.5) * across - 0.5, (y + 0.5) * down - 0.5

@@ -12,6 +12,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +40,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class _Unusable(InputError):
+    """An archive is not to be unpacked, whatever is done about the disk."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """A data set as its authors serve it.
@@ -60,14 +65,16 @@ def fetch_and_extract(archive: Archive, root: Path) -> None:
     Raises:
         InputError: see `download` and `extract`.
     """
-    beside = root.with_name(f"{root.name}.download")
+    beside = root / ".download"  # on the disk that the data set is to be on
     packed = beside / archive.url.rsplit("/", 1)[-1]
     if not packed.is_file():
         download(archive.url, packed, sha256=None)
     try:
         extract(packed, beside / "unpacked", limit=archive.limit)
-    except InputError:
-        packed.unlink()  # what came is of no use: the next call begins anew
+    except _Unusable:
+        shutil.rmtree(beside)  # the next call begins anew
+        with suppress(OSError):  # it may hold something else
+            root.rmdir()
         raise
     source = beside / "unpacked" / archive.folder
     if not source.is_dir():
@@ -100,7 +107,7 @@ def extract(packed: Path, folder: Path, *, limit: int) -> None:
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)):
-            raise InputError(f"{packed}: is no whole zip ({error}); delete it, and fetch it again") from None
+            raise _Unusable(f"{packed}: is no whole zip ({error}); delete it, and fetch it again") from None
         if isinstance(error, OSError):
             raise InputError(f"{packed}: cannot be unpacked into {folder} ({error.strerror})") from None
         raise
@@ -110,13 +117,13 @@ def _check_members(packed: Path, members: list[zipfile.ZipInfo], limit: int) -> 
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
-            raise InputError(
+            raise _Unusable(
                 f"{packed}: its member {member.filename} would leave the folder; nothing is unpacked"
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{packed}: its member {member.filename} is a link; nothing is unpacked")
+            raise _Unusable(f"{packed}: its member {member.filename} is a link; nothing is unpacked")
     if (size := sum(member.file_size for member in members)) > limit:
-        raise InputError(
+        raise _Unusable(
             f"{packed}: unpacks to {size / 2**30:.1f} GiB, more than the {limit / 2**30:.1f} allowed"
         )
 
@@ -133,7 +140,7 @@ def _unpack(packed: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, fol
         while block := source.read(_BLOCK):
             size += len(block)
             if size > left:
-                raise InputError(f"{packed}: unpacks to more than is allowed, at {member.filename}")
+                raise _Unusable(f"{packed}: unpacks to more than is allowed, at {member.filename}")
             file.write(block)
     return size
 

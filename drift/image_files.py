@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from drift.errors import InputError
 
-__all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "with_given", "write_mask"]
+__all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "write_mask"]
 
 _INDEXED_MODES = {"1", "L", "P"}
 
@@ -91,19 +91,6 @@ def _grey(path: Path, image: Image.Image, binary: bool | None) -> np.ndarray:
         f"{path}: is a colour image ({image.mode}), but a mask holds object ids; "
         "save it as an indexed (palette) or 8-bit grey PNG"
     )
-
-
-def with_given(mask: np.ndarray, given: np.ndarray | None) -> np.ndarray:
-    """A mask in which the objects of another, given one are just where that has them.
-
-    Args:
-        mask: `(height, width)` uint8 object ids.
-        given: likewise; None for no change.
-    """
-    if given is None or not given.any():
-        return mask
-    others = np.where(np.isin(mask, np.unique(given)), np.uint8(0), mask)
-    return np.where(given > 0, given, others)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

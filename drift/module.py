@@ -20,18 +20,19 @@ from drift.backbone.latent_diffusion import LatentDiffusion
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.formats import SegmentedFrame
-from drift.image_files import with_given
+from drift.masks import with_given
 from drift.metrics.davis import DavisScore, scored_frames
 from drift.prefetch import prefetched
 from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
 from drift.refinement.refinement import Refinement
 from drift.reporting.clip_attention import draw_clip_attention
-from drift.reporting.clip_output import ClipOutput, OutputFolder
+from drift.reporting.clip_output import ClipOutput
+from drift.reporting.output_folder import OutputFolder
 from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
 from drift.reporting.shown_objects import with_shown_objects
-from drift.resuming import ClipProgress
+from drift.resuming import ClipProgress, ProgressFile
 from drift.stopwatch import Stopwatch
 
 __all__ = ["ClipModule", "TrackingModule"]
@@ -55,7 +56,9 @@ class ClipModule(L.LightningModule):
         assert isinstance(backbone, nn.Module)
         self.backbone, self.adapters, self.progress = backbone, adapters, progress
 
-    def transfer_batch_to_device(self, batch: Clip, device: torch.device, dataloader_idx: int) -> Clip:
+    def transfer_batch_to_device(
+        self, batch: Clip | None, device: torch.device, dataloader_idx: int
+    ) -> Clip | None:
         """A clip stays where it is: its frames are moved one at a time."""
         return batch
 
@@ -66,8 +69,8 @@ class ClipModule(L.LightningModule):
             InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
         """
         assert isinstance(self.backbone, LatentDiffusion)
-        if not clip.given:  # points alone are followed: there is no mask to adapt to
-            return Adapter()
+        if not clip.given:  # points alone are followed: there is no mask to learn from
+            return Adapter(head_weights=self.adapters.settings.given_weights(self.backbone.heads))
         try:
             adapter = self.adapters.adapter(clip, self.backbone)
         except InputError as error:
@@ -108,16 +111,22 @@ class TrackingModule(ClipModule):
         self.output = output
         self.attention_figures = attention_figures
 
-    def predict_step(self, clip: Clip, batch_idx: int = 0) -> ClipResult:
-        """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns."""
+    def predict_step(self, clip: Clip | None, batch_idx: int = 0) -> ClipResult | None:
+        """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns.
+
+        Of several processes one that has no clip is given None.
+        """
+        if clip is None:
+            return None
         if self.progress:
             self.progress.start_clip(clip.name, len(clip))
         clip = with_shown_objects(clip, self.refiner, self.output.shown(clip))
-        earlier = self.output.progress.earlier(clip)
+        kept = self.output.progress.of(clip)
+        earlier = kept.earlier()
         if earlier.done < len(clip):
-            earlier = self._adapted_and_tracked(clip, earlier)
+            earlier = self._adapted_and_tracked(clip, kept, earlier)
         else:
-            with ClipOutput(clip, self.output, self.score, earlier) as written:
+            with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
                 pass
             written.finish(earlier)
         attention = self.output.attention(clip)
@@ -134,12 +143,12 @@ class TrackingModule(ClipModule):
             defect=clip.defect,
         )
 
-    def _adapted_and_tracked(self, clip: Clip, earlier: ClipProgress) -> ClipProgress:
+    def _adapted_and_tracked(self, clip: Clip, kept: ProgressFile, earlier: ClipProgress) -> ClipProgress:
         """Does the frames that are not done; the figures are those of the whole clip."""
         adapter = self.adapted(clip)
         stopwatch, decoding, start = Stopwatch(self.backbone.device), Stopwatch(), time.perf_counter()
         tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
-        with ClipOutput(clip, self.output, self.score, earlier) as written:
+        with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
 
             def so_far(done: int = len(clip)) -> ClipProgress:
                 seconds = (decoding.seconds, stopwatch.seconds, written.stopwatch.seconds)
@@ -199,7 +208,7 @@ class TrackingModule(ClipModule):
         warning = f"\n  [yellow]warning: {result.name}: {result.warning}[/]" if result.warning else ""
         score = next((s for s in self.score.compute().sequences if s.sequence == result.name), None)
         if score is None:
-            has_none = not len(scored_frames(result.frames))
+            has_none = not len(scored_frames(result.frames, last_frame=self.score.last_frame))
             reason = (
                 "nothing to score (first and last frame are not)"
                 if has_none

@@ -1,11 +1,11 @@
-"""Frames, masks and places made smaller for the model, and back."""
+"""Frames made smaller for the model."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-__all__ = ["reduced_frame", "reduced_mask", "reduced_size"]
+__all__ = ["reduced_frame", "reduced_size"]
 
 
 def reduced_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
@@ -18,17 +18,8 @@ def reduced_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
 
 def reduced_frame(frame: np.ndarray, max_side: int | None) -> np.ndarray:
     """`(height, width, 3)` uint8 made smaller, each pixel the mean of those it covers."""
-    return _resized(frame, max_side, cv2.INTER_AREA)
-
-
-def reduced_mask(mask: np.ndarray, max_side: int | None) -> np.ndarray:
-    """`(height, width)` uint8 object ids made smaller; ids are never mixed."""
-    return _resized(mask, max_side, cv2.INTER_NEAREST_EXACT)
-
-
-def _resized(picture: np.ndarray, max_side: int | None, interpolation: int) -> np.ndarray:
-    size = picture.shape[0], picture.shape[1]
-    wanted = reduced_size(size, max_side)
-    if wanted == size:
-        return picture
-    return cv2.resize(picture, (wanted[1], wanted[0]), interpolation=interpolation)
+    size = frame.shape[0], frame.shape[1]
+    rows, columns = reduced_size(size, max_side)
+    if (rows, columns) == size:
+        return frame
+    return cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA)

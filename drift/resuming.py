@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,7 +18,7 @@ from drift.propagation.memory import RememberedFrame
 from drift.propagation.tracker import TrackerState
 from drift.tensor_files import save_tensors
 
-__all__ = ["ClipProgress", "ProgressFolder", "settings_that_count"]
+__all__ = ["ClipProgress", "ProgressFile", "ProgressFolder", "settings_that_count"]
 
 _WITHOUT_EFFECT = ("output", "logger", "trainer", "data.sequences", "data.download", "data.root", "data.path")
 _PRECISION = "trainer.precision"
@@ -85,52 +83,74 @@ class ProgressFolder:
     settings: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
 
-    def path(self, clip: Clip) -> Path:
-        """The file of a clip."""
-        return self.root / "progress" / f"{clip.name}.safetensors"
+    def of(self, clip: Clip) -> ProgressFile:
+        """A clip's."""
+        path = self.root / "progress" / f"{clip.name}.safetensors"
+        settings = {**self.settings, "the clip": clip.identity()[:12]}
+        return ProgressFile(path, settings, self.resume)
 
-    def earlier(self, clip: Clip) -> ClipProgress:
+    def check(self) -> None:
+        """Raises where something is to be gone on from that other settings have left, before anything is touched.
+
+        Raises:
+            InputError: says what differs.
+        """
+        if not self.resume:
+            return
+        for path in sorted((self.root / "progress").glob("*.safetensors")):
+            found = _read(path)
+            if found is not None:
+                _, settings = found
+                _refuse(path, {**self.settings, "the clip": settings["the clip"]}, settings)
+
+
+@dataclass(frozen=True)
+class ProgressFile:
+    """One clip's progress.
+
+    Attributes:
+        path: of the file.
+        settings: what it must have been made with.
+        resume: see `ProgressFolder`.
+    """
+
+    path: Path
+    settings: Mapping[str, str]
+    resume: bool
+
+    def earlier(self) -> ClipProgress:
         """How far the clip came in an earlier run of the same settings.
 
         Raises:
             InputError: what is there comes from other settings or another clip; says what differs.
         """
-        path = self.path(clip)
         if not self.resume:
-            path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             return ClipProgress()
-        if not path.is_file():
+        found = _read(self.path)
+        if found is None:
             return ClipProgress()
-        try:
-            progress, settings = _load(path)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return ClipProgress()  # of no use: the clip is done again
-        now = self._of(clip)
-        differing = sorted(key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key))
-        if differing:
-            told = "; ".join(
-                f"{key} was {settings.get(key, 'not set')}, is {now.get(key, 'not set')}"
-                for key in differing[:3]
-            )
-            raise InputError(
-                f"output.dir={self.root}: what is there of {clip.name} comes from another configuration ({told}); give "
-                "that one, another output.dir, or output.resume=false to do it again"
-            )
+        progress, settings = found
+        _refuse(self.path, self.settings, settings)
         return progress
 
-    def save(self, clip: Clip, progress: ClipProgress) -> None:
-        """Keeps how far a clip has come, whole or not at all."""
+    def save(self, progress: ClipProgress) -> None:
+        """Keeps how far the clip has come, whole or not at all."""
         tensors, told = _packed(progress)
-        both = {"progress": json.dumps(told), "settings": json.dumps(self._of(clip))}
-        save_tensors(self.path(clip), tensors, both)
+        both = {"progress": json.dumps(told), "settings": json.dumps(dict(self.settings))}
+        save_tensors(self.path, tensors, both)
 
-    def _of(self, clip: Clip) -> dict[str, str]:
-        """What must be equal: the settings, and the clip itself, as far as what was given of it tells."""
-        seen = hashlib.sha256(f"{len(clip)} {clip.prompts} {clip.keypoints}".encode())
-        seen.update(np.ascontiguousarray(clip.frames[clip.start]).tobytes())
-        for index in clip.given:
-            seen.update(index.to_bytes(4, "big") + np.ascontiguousarray(clip.given[index]).tobytes())
-        return {**self.settings, "the clip": seen.hexdigest()[:12]}
+
+def _refuse(path: Path, now: Mapping[str, str], then: Mapping[str, str]) -> None:
+    differing = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    if differing:
+        told = "; ".join(
+            f"{key} was {then.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in differing[:3]
+        )
+        raise InputError(
+            f"output.dir={path.parents[1]}: what is there of {path.stem} comes from another configuration "
+            f"({told}); give that one, another output.dir, or output.resume=false to do it again"
+        )
 
 
 def _packed(progress: ClipProgress) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -153,14 +173,18 @@ def _packed(progress: ClipProgress) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, told
 
 
-def _load(path: Path) -> tuple[ClipProgress, dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    told = json.loads(metadata["progress"])
-    state = told.pop("tracker")
-    tracker = None if state is None else _tracker_state(state, tensors)
-    return ClipProgress(**told, tracker=tracker), json.loads(metadata["settings"])
+def _read(path: Path) -> tuple[ClipProgress, dict[str, str]] | None:
+    """Progress and settings; None where the file is missing or of no use, so that the clip is done again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = json.loads(metadata["progress"])
+        state = told.pop("tracker")
+        tracker = None if state is None else _tracker_state(state, tensors)
+        return ClipProgress(**told, tracker=tracker), json.loads(metadata["settings"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _tracker_state(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrackerState:

@@ -48,14 +48,17 @@ def write_submission(path: Path, masks: Path, submission: Submission) -> None:
         InputError: a mask is missing, or is not what the server takes; names it.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for sequence, name, member in submission.members():
-            file = masks / sequence / f"{name}.png"
-            if not file.is_file():
-                raise InputError(f"{file}: no such mask; {path.name} needs it")
-            archive.write(file, member)
-    check_submission(partial, submission)
-    os.replace(partial, path)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            for sequence, name, member in submission.members():
+                file = masks / sequence / f"{name}.png"
+                if not file.is_file():
+                    raise InputError(f"{file}: no such mask; {path.name} needs it")
+                archive.write(file, member)
+        check_submission(partial, submission)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_submission(path: Path, submission: Submission) -> None:

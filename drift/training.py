@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from drift.clip import Clip
+from drift.errors import InputError
 from drift.module import ClipModule
 from drift.reporting.loggers import finish
 
@@ -19,8 +20,12 @@ class AdaptersModule(ClipModule):
         if self.progress:
             self.progress.start(int(sum(self.trainer.num_predict_batches)))
 
-    def predict_step(self, clip: Clip, batch_idx: int = 0) -> None:
-        """Learns one clip's adapter, unless it is there."""
+    def predict_step(self, clip: Clip | None, batch_idx: int = 0) -> None:
+        """Learns one clip's adapter, unless it is there; a process without a clip is given None."""
+        if clip is None:
+            return
+        if not clip.given:
+            raise InputError(f"{clip.name}: adapters are learned from masks; give data.mask")
         known = self.adapters.path(clip).exists()
         adapter = self.adapted(clip)
         for logger in self.trainer.loggers:

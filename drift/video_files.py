@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,11 @@ class VideoFrames(Sequence[np.ndarray]):
             return VideoFrames(self.video, part)
         return next(_decoded(self.video, self.part[place]))
 
+    def identity(self) -> str:
+        """What tells the video from others: its content."""
+        with self.video.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def __iter__(self) -> Iterator[np.ndarray]:
         frames = _decoded(self.video, self.part.start) if len(self.part) else iter(())
         for _, frame in zip(self.part, frames, strict=False):
@@ -84,7 +90,7 @@ def index_video(path: Path) -> VideoIndex:
         raise InputError(f"{path}: no such file")
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
+            if _pictures(container) is None:
                 what = "holds sound alone" if container.streams.audio else "holds no video"
                 raise InputError(f"{path}: {what}; give a file with pictures")
             return _indexed(path, container)
@@ -95,15 +101,17 @@ def index_video(path: Path) -> VideoIndex:
 
 
 def _indexed(path: Path, container: av.container.InputContainer) -> VideoIndex:
-    stream = container.streams.video[0]
+    stream = _pictures(container)
+    assert stream is not None
     stream.thread_type = "AUTO"
-    stamps, size, defect, end = array("q"), (0, 0), None, 0.0
+    stamps, size, defect, end, packets = array("q"), (0, 0), None, 0.0, 0
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.time_base is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is not stream:
                 continue
+            packets += packet.size > 0
             for frame in stream.decode(packet):
                 if frame.is_corrupt:
                     raise av.error.InvalidDataError(0, "a broken frame")
@@ -120,7 +128,7 @@ def _indexed(path: Path, container: av.container.InputContainer) -> VideoIndex:
     if not stamps:
         raise InputError(f"{path}: no frame of it can be decoded ({defect or 'it is empty'})")
     if defect is None:
-        defect = _missing(container, stream, len(stamps), end)
+        defect = _missing(container, stream, packets, end)
     rate = float(stream.average_rate or stream.guessed_rate or 24)
     return VideoIndex(
         path=path,
@@ -136,17 +144,28 @@ def _indexed(path: Path, container: av.container.InputContainer) -> VideoIndex:
 def _missing(
     container: av.container.InputContainer, stream: av.VideoStream, frames: int, end: float
 ) -> str | None:
-    """Whether the file promises more than it holds: what is left of a transfer that broke off."""
+    """Whether the file promises more than it holds: what is left of a transfer that broke off.
+
+    Args:
+        container, stream: of the file.
+        frames: how many were there, those that an edit list hides among them.
+        end: in the file's own time, of what was there.
+    """
     if container.format.name == "gif" and not _ends_with(container.name, b";"):
         return f"cut off: {frames} frames are there"
     if stream.frames > frames:
         return f"cut off: {frames} of {stream.frames} frames are there"
-    start = float((container.start_time or 0) / av.time_base)
-    promised = float((container.duration or 0) / av.time_base) + start
+    promised = float((container.duration or 0) / av.time_base)
     slack = _SLACK if container.streams.audio else 1.5 / float(stream.average_rate or 24)
     if promised > end + slack:
         return f"cut off: {end:.1f} of {promised:.1f} seconds are there"
     return None
+
+
+def _pictures(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The stream of the video; the cover of a record is none."""
+    covers = av.stream.Disposition.attached_pic
+    return next((one for one in container.streams.video if not one.disposition & covers), None)
 
 
 def _ends_with(path: str, tail: bytes) -> bool:
@@ -166,7 +185,8 @@ def _times(stamps: Sequence[int], tick: object, rate: float) -> Sequence[float]:
 def _decoded(index: VideoIndex, first: int) -> Iterator[np.ndarray]:
     """The frames from `first` on; the last one is that of the index, whatever the file holds beyond."""
     with av.open(str(index.path)) as container:
-        stream = container.streams.video[0]
+        stream = _pictures(container)
+        assert stream is not None
         stamp = index.stamps[first]
         at, frames = 0, container.decode(stream)
         if first and stamp >= 0:

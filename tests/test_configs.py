@@ -43,11 +43,17 @@ def test_every_choice_is_composed_and_built(group, name, checkpoint, tmp_path):
             config.backbone.layers = ["up_blocks.2.attentions.0"]  # the embedded model's are not this one's
         assert build(config, group).layers == tuple(config.backbone.layers)
     elif group == "data":
-        if name != "sample":
+        if name == "video":
+            config.data.path, config.data.box = str(root / "JPEGImages" / "480p" / "ant"), [0, 0, 9, 9]
+        elif name != "sample":
             config.data.root = str(root)
         data = build(config, group)
-        data.setup()
-        assert data.sequences
+        if name in ("sample", "davis", "davis2016", "video"):
+            data.setup()
+            assert data.sequences
+        else:  # their own layouts are in tests/datamodules
+            with pytest.raises(InputError, match=str(root)):
+                data.setup()
     elif group == "propagation":
         backbone = build(composed(f"backbone.checkpoint={checkpoint}", "backbone=sd21"), "backbone")
         assert isinstance(build(config, group)(backbone), Tracker)

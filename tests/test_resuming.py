@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from examples import moving_square
+from examples import moving_square, write_video
+from PIL import Image
 
+from datamodules.video import Video
 from drift.backbone import load_latent_diffusion
 from drift.clip import Keypoint
 from drift.errors import InputError
@@ -38,9 +40,9 @@ def test_a_tracker_goes_on_as_if_it_had_never_stopped(backbone, tmp_path, stop):
     first = Tracker(backbone, **options)
     for index in range(stop):
         step(first, index)
-    folder = ProgressFolder(tmp_path, {"a": "1"}, resume=True)
-    folder.save(CLIP, ClipProgress(done=stop, seconds=2.5, tracker=first.state()))
-    kept = folder.earlier(CLIP)
+    file = ProgressFolder(tmp_path, {"a": "1"}, resume=True).of(CLIP)
+    file.save(ClipProgress(done=stop, seconds=2.5, tracker=first.state()))
+    kept = file.earlier()
     assert (kept.done, kept.seconds) == (stop, 2.5)
     second = Tracker(backbone, **options)
     second.restore(kept.tracker, lambda index: CLIP.frames[index])
@@ -56,26 +58,46 @@ def test_a_tracker_goes_on_as_if_it_had_never_stopped(backbone, tmp_path, stop):
 
 class TestProgressFolder:
     def test_another_configuration_or_another_clip_is_refused_with_what_differs(self, tmp_path):
-        ProgressFolder(tmp_path, {"propagation.top_k": "5"}).save(CLIP, ClipProgress(done=2))
+        ProgressFolder(tmp_path, {"propagation.top_k": "5"}).of(CLIP).save(ClipProgress(done=2))
         with pytest.raises(InputError, match=r"propagation\.top_k was 5, is 7"):
-            ProgressFolder(tmp_path, {"propagation.top_k": "7"}, resume=True).earlier(CLIP)
+            ProgressFolder(tmp_path, {"propagation.top_k": "7"}, resume=True).of(CLIP).earlier()
+        with pytest.raises(InputError, match=r"propagation\.top_k was 5, is 7"):
+            ProgressFolder(tmp_path, {"propagation.top_k": "7"}, resume=True).check()
         other = replace(CLIP, given={0: np.ones((48, 64), np.uint8)})
         with pytest.raises(InputError, match=r"the clip was \w+, is \w+"):
-            ProgressFolder(tmp_path, {"propagation.top_k": "5"}, resume=True).earlier(other)
+            ProgressFolder(tmp_path, {"propagation.top_k": "5"}, resume=True).of(other).earlier()
 
     def test_without_resume_what_is_there_is_forgotten(self, tmp_path):
-        folder = ProgressFolder(tmp_path)
-        folder.save(CLIP, ClipProgress(done=2))
-        assert folder.earlier(CLIP) == ClipProgress()
-        assert not folder.path(CLIP).exists()
+        file = ProgressFolder(tmp_path).of(CLIP)
+        file.save(ClipProgress(done=2))
+        assert file.earlier() == ClipProgress()
+        assert not file.path.exists()
+
+    @pytest.mark.parametrize("kind", ["video", "folder"])
+    def test_a_source_that_has_changed_behind_its_first_frame_is_another_clip(self, tmp_path, kind):
+        def clip(frames):
+            if kind == "video":
+                source = write_video(tmp_path / "clip.mp4", frames)
+            else:
+                source = tmp_path / "frames"
+                source.mkdir(exist_ok=True)
+                for index, frame in enumerate(frames):
+                    Image.fromarray(frame).save(source / f"{index}.png")
+            (found,) = Video(source, box=[0, 0, 9, 9]).predict_dataloader()
+            return found
+
+        before = clip(CLIP.frames).identity()
+        assert clip(CLIP.frames[:5] + [255 - frame for frame in CLIP.frames[5:]]).identity() != before
 
     @pytest.mark.parametrize("content", [b"", b"half of", None])
     def test_what_cannot_be_read_is_done_again(self, tmp_path, content):
         folder = ProgressFolder(tmp_path, resume=True)
+        file = folder.of(CLIP)
         if content is not None:
-            folder.path(CLIP).parent.mkdir(parents=True)
-            folder.path(CLIP).write_bytes(content)
-        assert folder.earlier(CLIP) == ClipProgress()
+            file.path.parent.mkdir(parents=True)
+            file.path.write_bytes(content)
+        assert file.earlier() == ClipProgress()
+        folder.check()
 
 
 def test_settings_that_change_no_mask_do_not_count():

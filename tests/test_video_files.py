@@ -86,6 +86,24 @@ def test_a_file_cut_in_half_gives_what_it_holds_and_says_so(videos, tmp_path, su
     assert len(list(VideoFrames(video))) == len(video.stamps)
 
 
+def test_a_records_cover_is_no_video(tmp_path):
+    path = tmp_path / "song.m4a"
+    sound = write_sound(tmp_path / "sound.mp4", "aac", seconds=1)
+    with av.open(str(sound)) as heard, av.open(str(path), "w", format="mp4") as out:
+        tone = out.add_stream_from_template(heard.streams.audio[0])
+        cover = out.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(CLIP.frames[0], format="rgb24")))
+        out.mux(cover.encode())
+        for packet in heard.demux():
+            if packet.dts is not None:
+                packet.stream = tone
+                out.mux(packet)
+    with pytest.raises(InputError, match="sound alone"):
+        index_video(path)
+
+
 def test_files_that_are_no_videos_are_named(tmp_path, videos):
     text = tmp_path / "clip.mp4"
     text.write_text("no video")

@@ -34,8 +34,9 @@ def origin(
     """What an adapter is learned for, each part as one line; two adapters of one origin are equal."""
     frames, masks = hashlib.sha256(), hashlib.sha256()
     for index in sorted(clip.given):
-        frames.update(np.ascontiguousarray(clip.frames[index]).tobytes())
-        masks.update(index.to_bytes(4, "big") + np.ascontiguousarray(clip.given[index]).tobytes())
+        frames.update(np.ascontiguousarray(clip.reduced_frame(clip.frames[index])).tobytes())
+        mask = clip.reduced_mask(clip.given[index])
+        masks.update(index.to_bytes(4, "big") + np.ascontiguousarray(mask).tobytes())
     parts = {f"backbone.{name}": value for name, value in backbone.description.items()}
     parts |= {
         f"adaptation.{name}": value for name, value in asdict(settings).items() if name != "checkpoints"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drift.clip import Clip
+from drift.clip import Clip, FrameFiles
 from drift.errors import OptionError
 from drift.formats.coco import CocoWriter
 from drift.formats.cutouts import CutoutPictures, CutoutVideo
@@ -30,8 +30,15 @@ def check_formats(formats: object) -> None:
             raise OptionError("formats", list(formats), allowed + ", each once")
 
 
-def make_writers(formats: Sequence[str], clip: Clip, root: Path) -> list[FrameWriter]:
-    """The writers of a clip's chosen formats, below `root`."""
+def make_writers(formats: Sequence[str], clip: Clip, root: Path, *, done: int = 0) -> list[FrameWriter]:
+    """The writers of a clip's chosen formats.
+
+    Args:
+        formats: from `FORMATS`.
+        clip: what is written of.
+        root: the folder below which all goes.
+        done: how many frames an earlier run has written, which goes on.
+    """
     writers: list[FrameWriter] = []
     for name in formats:
         match name:
@@ -44,11 +51,18 @@ def make_writers(formats: Sequence[str], clip: Clip, root: Path) -> list[FrameWr
             case "cutout_webm":
                 writers.append(CutoutVideo(root / "cutouts" / f"{clip.name}.webm"))
             case "coco":
-                writers.append(CocoWriter(root / "coco" / f"{clip.name}.json", clip.frame_names))
+                writers.append(
+                    CocoWriter(root / "coco" / f"{clip.name}.json", clip.frame_names, suffix=_suffix(clip))
+                )
             case "boxes":
                 writers.append(BoxTable(root / "boxes" / f"{clip.name}.csv"))
             case "contours":
                 writers.append(ContourTable(root / "contours" / f"{clip.name}.csv"))
     if clip.keypoints:
-        writers.append(KeypointTable(root / "keypoints" / f"{clip.name}.csv"))
+        writers.append(KeypointTable(root / "keypoints" / f"{clip.name}.csv", done=done))
     return writers
+
+
+def _suffix(clip: Clip) -> str:
+    """Of the pictures that the clip is made of; of a video's frames, that of pictures one would make of them."""
+    return clip.frames.paths[0].suffix if isinstance(clip.frames, FrameFiles) else ".png"

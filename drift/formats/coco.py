@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as run_lengths
 
-from drift.formats.writer import FrameWriter, SegmentedFrame
+from drift.formats.writer import FrameWriter, SegmentedFrame, write_whole
 
 __all__ = ["CocoWriter"]
 
@@ -49,7 +49,7 @@ class CocoWriter(FrameWriter):
         ]
         if rows:
             head = "," if self._annotations > len(rows) else ""
-            self._put(self._end, (head + ",".join("\n" + json.dumps(row) for row in rows)).encode() + _END)
+            self._close_with((head + ",".join("\n" + json.dumps(row) for row in rows)).encode())
         height, width = segmented.mask.shape
         picture = {
             "id": segmented.index + 1,
@@ -58,7 +58,8 @@ class CocoWriter(FrameWriter):
             "height": height,
         }
         record = (", " if segmented.index else "") + json.dumps(picture)
-        self._put(self._pictures + segmented.index * self._record, record.encode())
+        assert self._file is not None
+        os.pwrite(self._file, record.encode(), self._pictures + segmented.index * self._record)
 
     def close(self) -> None:
         """See `FrameWriter.close`."""
@@ -73,7 +74,7 @@ class CocoWriter(FrameWriter):
         middle = b'],\n"annotations": ['
         self._pictures, self._end = len(head), len(head) + len(blank) + len(middle)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(self._file, head + blank + middle + _END)
+        write_whole(self._file, head + blank + middle + _END, 0)
 
     def _annotation(self, segmented: SegmentedFrame, object_id: int, mask: np.ndarray) -> dict[str, object]:
         encoded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -89,9 +90,12 @@ class CocoWriter(FrameWriter):
             "iscrowd": 0,
         }
 
-    def _put(self, place: int, content: bytes) -> None:
-        """Writes in one go, over what is there: neither half a frame nor an unclosed list is left by a kill."""
+    def _close_with(self, content: bytes) -> None:
+        """Adds annotations in one go: neither half a frame nor an unclosed list is left by a kill or a full disk."""
         assert self._file is not None
-        os.pwrite(self._file, content, place)
-        if content.endswith(_END):
-            self._end = place + len(content) - len(_END)
+        try:
+            write_whole(self._file, content + _END, self._end)
+        except OSError as error:
+            os.pwrite(self._file, _END, self._end)  # it was there before, so there is room for it
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._end += len(content)

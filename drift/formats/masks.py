@@ -13,6 +13,8 @@ __all__ = ["MaskWriter"]
 class MaskWriter(FrameWriter):
     """One PNG of object ids for each frame."""
 
+    goes_on = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from drift.errors import InputError
 from drift.formats.writer import FrameWriter, SegmentedFrame, appended
+from drift.propagation.keypoints import TrackedPoint
 
-__all__ = ["BoxTable", "ContourTable", "KeypointTable"]
+__all__ = ["BoxTable", "ContourTable", "KeypointTable", "points_by_frame"]
+
+_FRAME = ("frame", "name", "seconds")  # the first columns of all tables
 
 
 class _Table(FrameWriter):
@@ -24,7 +30,7 @@ class _Table(FrameWriter):
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_lines([("frame", "name", "seconds", *self.columns)]), encoding="utf-8")
+        path.write_text(_lines([(*_FRAME, *self.columns)]), encoding="utf-8")
 
     @abstractmethod
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
@@ -65,14 +71,70 @@ class ContourTable(_Table):
 
 
 class KeypointTable(_Table):
-    """Where each point is, in pixels, and how sure that is, from 0 to 1."""
+    """Where each point is, in pixels, and how sure that is, from 0 to 1.
+
+    Args:
+        path: of the CSV.
+        done: how many frames of an earlier run are kept in it.
+
+    Raises:
+        InputError: what an earlier run left cannot be read.
+    """
 
     columns = ("point", "x", "y", "confidence")
+    goes_on = True
+
+    def __init__(self, path: Path, *, done: int = 0) -> None:
+        if not done:
+            super().__init__(path)
+            return
+        self.path = path
+        kept = path.with_name(f".{path.name}.partial")
+        with kept.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow((*_FRAME, *self.columns))
+            for frame, rows in _rows_by_frame(path):
+                if frame >= done:
+                    break
+                writer.writerows(list(row.values()) for row in rows)
+        os.replace(kept, path)
 
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
         """One row for each point."""
-        for point in segmented.points:
+        yield from self._told(segmented.points)
+
+    @staticmethod
+    def _told(points: Iterable[TrackedPoint]) -> Iterator[Sequence[object]]:
+        for point in points:
             yield point.name, f"{point.x:.2f}", f"{point.y:.2f}", f"{point.confidence:.4f}"
+
+
+def points_by_frame(path: Path) -> Iterator[tuple[int, tuple[TrackedPoint, ...]]]:
+    """The frames of a `KeypointTable` that have points, one after the other, with their points.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    for frame, rows in _rows_by_frame(path):
+        yield frame, tuple(_point(row) for row in rows)
+
+
+def _rows_by_frame(path: Path) -> Iterator[tuple[int, list[dict[str, str]]]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for frame, rows in groupby(csv.DictReader(file), key=lambda row: int(row["frame"])):
+                several = list(rows)
+                for row in several:
+                    _point(row)
+                yield frame, several
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be gone on from ({error}); output.resume=false does the clip again"
+        ) from None
+
+
+def _point(row: Mapping[str, str]) -> TrackedPoint:
+    return TrackedPoint(row["point"], float(row["x"]), float(row["y"]), float(row["confidence"]))
 
 
 def _lines(rows: Iterable[Sequence[object]]) -> str:

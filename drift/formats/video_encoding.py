@@ -133,6 +133,8 @@ class _Sound:
     def __init__(self, source: av.container.InputContainer, out: av.container.OutputContainer) -> None:
         self._source, self._out = source, out
         self._from = source.streams.audio[0]
+        # Pictures begin at 0 in the new file, whenever they begin in theirs; the sound goes with them.
+        self._start = next((_begin(one) for one in source.streams.video), 0.0)
         self._copied = self._from.codec_context.name in _COPIED
         if self._copied:
             self._to = out.add_stream_from_template(self._from)
@@ -144,13 +146,26 @@ class _Sound:
         for packet in self._source.demux(self._from):
             if packet.dts is None or packet.pts is None or packet.time_base is None:
                 continue
-            if float(packet.pts * packet.time_base) >= until:
+            at = float(packet.pts * packet.time_base) - self._start
+            if at >= until:
                 break
+            if at < 0:
+                continue
             if self._copied:
+                shift = round(self._start / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = self._to
                 self._out.mux(packet)
             else:
-                for frame in packet.decode():
+                for frame in self._from.decode(packet):
+                    if frame.pts is not None and frame.time_base is not None:
+                        frame.pts -= round(self._start / frame.time_base)
                     self._out.mux(self._to.encode(frame))
         if not self._copied:
             self._out.mux(self._to.encode())
+
+
+def _begin(stream: av.VideoStream) -> float:
+    """When a stream's first picture is shown, in seconds."""
+    tick = stream.time_base
+    return 0.0 if stream.start_time is None or tick is None else float(stream.start_time * tick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy import ndarray
 
 from drift.propagation.keypoints import TrackedPoint
 
-__all__ = ["FrameWriter", "SegmentedFrame", "appended"]
+__all__ = ["FrameWriter", "SegmentedFrame", "appended", "write_whole"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class FrameWriter(ABC):
     """Writes one kind of output of one clip, frame by frame and in order.
 
     Whatever ends a run, a kill included, what was added before is readable.
+
+    Attributes:
+        goes_on: whether a run that goes on where another was stopped keeps what that wrote; the others' output is made
+            anew of what was kept.
     """
+
+    goes_on = False
 
     @abstractmethod
     def add(self, segmented: SegmentedFrame) -> None:
@@ -52,7 +59,29 @@ class FrameWriter(ABC):
         """Ends the output; nothing is added after it."""
 
 
+def write_whole(file: int, content: bytes, place: int) -> None:
+    """Writes at a place of an open file, all or, where the disk is full, nothing: the file is cut off there again.
+
+    Args:
+        file: its descriptor.
+        content: what to write; nothing behind it is to be kept.
+        place: in bytes.
+    """
+    written = 0
+    try:
+        while written < len(content):
+            written += os.pwrite(file, content[written:], place + written)
+    except OSError:
+        os.ftruncate(file, place)
+        raise
+
+
 def appended(path: Path, text: str) -> None:
-    """Adds text at a file's end in one go, so that a killed run leaves no half of it."""
-    with path.open("ab", buffering=0) as file:
-        file.write(text.encode())
+    """Adds text at a file's end in one go, so that neither a kill nor a full disk leaves half of it."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        write_whole(file, text.encode(), os.fstat(file).st_size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(file)

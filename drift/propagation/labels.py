@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.image_files import with_given
+from drift.masks import with_given
 from drift.propagation.keypoints import TrackedPoint, positions
 
 __all__ = [

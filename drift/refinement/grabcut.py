@@ -113,7 +113,7 @@ def _distance(size: tuple[int, int], places: list[tuple[float, float]]) -> np.nd
     """Of every pixel to the nearest place, in pixels."""
     free = np.ones(size, dtype=np.uint8)
     for x, y in places:
-        free[round(y), round(x)] = 0
+        free[min(round(y), size[0] - 1), min(round(x), size[1] - 1)] = 0
     return cv2.distanceTransform(free, cv2.DIST_L2, 5) if places else np.full(size, np.inf, np.float32)
 
 

@@ -79,6 +79,7 @@ class SamProposer(nn.Module):
         self, frame: UInt8[Tensor, "height width 3"], prompt: ObjectPrompt
     ) -> Bool[Tensor, "height width"]:
         """See `Segmenter.segment`. A Sam that only learned to mend masks gets one, cut out by colours."""
+        frame = frame.to(self.sam.device)
         if getattr(self.sam.image_encoder, "mends_masks", False):
             return self._mended(frame, prompt)
         side = self.sam.image_encoder.img_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,8 +19,8 @@ __all__ = ["draw_clip_attention"]
 def draw_clip_attention(tracker: Tracker, clip: Clip, segmented: SegmentedFrame, path: Path) -> None:
     """Draws where a query of the frame last tracked looks, in the first and in the last memory frame.
 
-    The query is the inmost pixel of the first object that is visible, or else the first point that is followed; where
-    there is neither, or nothing is remembered yet, no figure is made.
+    The query is the inmost pixel of the first object that is visible, or else the first point that is followed, or else
+    where the first object was given. Where nothing is remembered yet, no figure is made.
 
     Args:
         tracker: whose last frame it is.
@@ -29,6 +30,9 @@ def draw_clip_attention(tracker: Tracker, clip: Clip, segmented: SegmentedFrame,
     """
     frame = clip.reduced_frame(segmented.frame)
     point = _query(clip.reduced_mask(segmented.mask), segmented, frame.shape[0] / segmented.frame.shape[0])
+    if point is None:
+        given = clip.reduced_mask(clip.given[min(clip.given)])
+        point = _query(given, replace(segmented, objects=np.unique(given[given > 0]).tolist()), 1.0)
     if point is None:
         return
     indices, weights = tracker.attention(*point)

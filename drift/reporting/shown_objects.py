@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -41,15 +42,18 @@ def with_shown_objects(clip: Clip, refiner: Refinement | None, path: Path) -> Cl
     made: dict[int, np.ndarray] = {}
     for index, prompts in clip.prompts.items():
         frame = clip.frames[index]
+        size = frame.shape[0], frame.shape[1]
+        reduced = clip.reduced_prompts(index, size)
         try:
-            mask = mask_of_prompts(refiner.proposer, frame, prompts)
+            mask = mask_of_prompts(refiner.proposer, clip.reduced_frame(frame), reduced)
         except InputError as error:
             raise InputError(f"{clip.name}, frame {clip.frame_names[index]}: {error}") from None
+        mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_shown(frame, mask, prompts)).save(path)
-        drawn = clip.given_mask(index, frame.shape[:2])
+        drawn = clip.given_mask(index, size)
         made[index] = mask if drawn is None else np.where(mask > 0, mask, drawn)
-    return replace(clip, given=ChainMap(made, dict(clip.given)))  # a mask that was drawn counts beside them
+    return replace(clip, given=ChainMap(made, cast(dict[int, np.ndarray], clip.given)))
 
 
 def draw_shown(frame: np.ndarray, mask: np.ndarray, prompts: Sequence[ObjectPrompt]) -> np.ndarray:
@@ -67,11 +71,11 @@ def draw_shown(frame: np.ndarray, mask: np.ndarray, prompts: Sequence[ObjectProm
         if prompt.box is not None:
             left, top, right, bottom = (round(side) for side in prompt.box)
             cv2.rectangle(drawn, (left, top), (right, bottom), colour, unit)
-        for (x, y), inside in zip(prompt.points, prompt.inside, strict=True):
+        for place_of, ((x, y), inside) in enumerate(zip(prompt.points, prompt.inside, strict=True)):
             place = (round(x), round(y))
             if inside:
                 cv2.circle(drawn, place, 4 * unit, (255, 255, 255), -1, cv2.LINE_AA)
                 cv2.circle(drawn, place, 3 * unit, colour, -1, cv2.LINE_AA)
-            elif len(prompts) == 1:
+            elif not any(one.inside[place_of] for one in prompts):
                 cv2.drawMarker(drawn, place, (255, 255, 255), cv2.MARKER_TILTED_CROSS, 9 * unit, 2 * unit)
     return drawn

@@ -61,6 +61,23 @@ def test_a_box_clicks_and_keypoints(folder, tmp_path):
     assert clip.keypoints[2][0].x == 5.5
 
 
+def test_objects_in_boxes_are_numbered_behind_those_of_masks(folder):
+    (clip,) = Video(
+        folder / "clip.mp4", masks={4: str(folder / "later.png")}, box=[2, 3, 30, 40]
+    ).predict_dataloader()
+    assert [one.object_id for one in clip.prompts[0]] == [4]
+
+
+def test_frames_are_taken_in_the_order_of_their_numbers(tmp_path, folder):
+    for number in (2, 10, 1):
+        Image.fromarray(CLIP.frames[0]).save(tmp_path / f"frame{number}.png")
+    (clip,) = Video(tmp_path, box=[2, 3, 30, 40]).predict_dataloader()
+    assert clip.frame_names == ["frame1", "frame2", "frame10"]
+    Image.fromarray(CLIP.frames[0]).save(tmp_path / "frame2.jpg")
+    with pytest.raises(InputError, match=r"two pictures of this name"):
+        Video(tmp_path, box=[2, 3, 30, 40]).setup()
+
+
 def test_one_box_and_clicks_without_labels():
     (prompt,) = object_prompts([1, 2, 3, 4], [[2, 3]], None)
     assert (prompt.object_id, prompt.box, prompt.inside) == (1, (1, 2, 3, 4), (True,))

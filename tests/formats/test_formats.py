@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import av
 import cv2
 import numpy as np
 import pytest
-from examples import noise, write_sound
+from examples import noise, write_sound, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from drift.clip import Clip, Keypoint
-from drift.errors import OptionError
+from drift.errors import InputError, OptionError
 from drift.formats import FORMATS, SegmentedFrame, make_writers
 from drift.formats.choosing import check_formats
 from drift.formats.coco import CocoWriter
 from drift.formats.overlay import OverlayWriter, draw_overlay, draw_points
-from drift.formats.tables import BoxTable, ContourTable, KeypointTable
+from drift.formats.tables import BoxTable, ContourTable, KeypointTable, points_by_frame
 from drift.image_files import DAVIS_PALETTE
 from drift.propagation.keypoints import TrackedPoint
 
@@ -94,6 +95,26 @@ class TestCoco:
         assert max(sizes) - min(sizes) <= 4  # digits of numbers
         assert first < 400_000
 
+    def test_a_full_disk_leaves_the_frames_before(self, tmp_path, monkeypatch):
+        path = tmp_path / "clip.json"
+        writer = CocoWriter(path, [f"{i:05d}" for i in range(4)])
+        writer.add(segmented(0, two_objects()))
+        there, room = path.stat().st_size, 30
+        true_write = os.pwrite
+
+        def pwrite(file, content, place):
+            left = there + room - place
+            if left <= 0:
+                raise OSError(28, "No space left on device")
+            return true_write(file, content[:left], place)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(OSError, match="No space left") as raised:
+            writer.add(segmented(1, two_objects()))
+        assert raised.value.filename == str(path)
+        told = json.loads(path.read_text())
+        assert [len(told[key]) for key in ("images", "annotations")] == [1, 2]
+
 
 class TestTables:
     def test_boxes_are_those_of_the_pixels(self, tmp_path):
@@ -124,6 +145,22 @@ class TestTables:
         table = BoxTable(tmp_path / "clip.csv")
         table.add(segmented(0, np.zeros((8, 8), np.uint8)))
         assert list(csv.DictReader(table.path.open())) == []
+
+    def test_a_table_of_points_is_gone_on_with_and_half_a_row_is_not_taken_for_one(self, tmp_path):
+        path = tmp_path / "clip.csv"
+        table = KeypointTable(path)
+        for index in range(4):
+            point = TrackedPoint("a", index, 2, 0.5)
+            table.add(segmented(index, two_objects(), points=(point,)))
+        whole = path.read_text().splitlines()
+        again = KeypointTable(path, done=2)
+        assert path.read_text().splitlines() == whole[:3]
+        again.add(segmented(2, two_objects(), points=(TrackedPoint("a", 2, 2, 0.5),)))
+        assert path.read_text().splitlines() == whole[:4]
+        assert [(frame, one[0].x) for frame, one in points_by_frame(path)] == [(0, 0), (1, 1), (2, 2)]
+        path.write_text("\n".join([*whole[:3], "2,000"]))
+        with pytest.raises(InputError, match=r"clip\.csv: cannot be gone on from"):
+            list(points_by_frame(path))
 
     def test_points_keep_their_places(self, tmp_path):
         table = KeypointTable(tmp_path / "clip.csv")
@@ -191,6 +228,35 @@ class TestOverlay:
             rate = container.streams.audio[0].codec_context.sample_rate
         assert samples / rate == pytest.approx(1.0, abs=0.1), "as long as the pictures, not as its source"
         assert len(video_frames(tmp_path / "overlay.mp4")) == 24
+
+    def test_sound_stays_with_pictures_that_begin_late(self, tmp_path):
+        source = tmp_path / "late.mkv"
+        with av.open(str(write_sound(tmp_path / "sound.mp4", "aac", seconds=4))) as heard:
+            shown = write_video(
+                tmp_path / "v.mp4", [two_objects()[..., None].repeat(3, 2)] * 24, options={"bf": "0"}
+            )
+            with av.open(str(shown)) as pictures, av.open(str(source), "w") as out:
+                streams = [
+                    out.add_stream_from_template(one)
+                    for one in (pictures.streams.video[0], heard.streams.audio[0])
+                ]
+                for origin, stream in zip((pictures, heard), streams, strict=True):
+                    for packet in origin.demux():
+                        if packet.dts is None:
+                            continue
+                        if origin is pictures:  # a second later than the sound
+                            later = round(1 / packet.time_base)
+                            packet.pts, packet.dts = packet.pts + later, packet.dts + later
+                        packet.stream = stream
+                        out.mux(packet)
+        writer = OverlayWriter(tmp_path / "overlay.mp4", audio=source)
+        for index in range(24):
+            writer.add(segmented(index, two_objects()))
+        writer.close()
+        with av.open(str(tmp_path / "overlay.mp4")) as container:
+            times = [frame.time for frame in container.decode(audio=0)]
+        assert times[0] == pytest.approx(0, abs=0.1)
+        assert times[-1] == pytest.approx(1, abs=0.15)
 
 
 def test_all_formats_of_one_clip(tmp_path):

@@ -73,6 +73,11 @@ def test_the_official_way_of_asking_gives_masks_of_the_frames_size(prompt):
     assert (mask.shape, mask.dtype) == ((96, 128), torch.bool)
 
 
+def test_a_click_on_the_very_edge_is_one(embedded):
+    prompt = ObjectPrompt(1, points=((127.7, 95.6),), inside=(True,))
+    assert embedded.segment(torch.from_numpy(CLIP.frames[0]), prompt).shape == (96, 128)
+
+
 class Known:
     """Finds what it is told to."""
 

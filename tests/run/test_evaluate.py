@@ -254,7 +254,6 @@ class TestBadInput:
             ("backbone.prompt=null", ["backbone.prompt=None", "a text"]),
             ("data.sequences=[ant,ant]", ["data.sequences=['ant', 'ant']", "each once"]),
             ("data.splitt=val", ["data.splitt", "did you mean data.split?"]),
-            ("trainer=ddp trainer.devices=3 trainer.accelerator=cpu", ["trainer.devices=3", "1 to 2"]),
         ],
     )
     def test_a_wrong_option_is_named_with_what_is_allowed(self, command, root, override, parts):

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from examples import moving_square, write_sound, write_video
+from examples import moving_square, write_davis, write_sound, write_video
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -50,8 +51,9 @@ def words(checkpoint, own, out, *overrides: str) -> list[str]:
 
 @pytest.fixture
 def command(checkpoint, own, tmp_path, monkeypatch, capsys):
-    def call(*overrides: str, out: str = "out") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words(checkpoint, own, tmp_path / out, *overrides)])
+    def call(*overrides: str, out: str = "out", own_clip: bool = True) -> tuple[int, str, str]:
+        arguments = words(checkpoint, own, tmp_path / out, *overrides)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments[0 if own_clip else 2 :]])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
@@ -157,6 +159,18 @@ def test_a_video_cut_in_half_is_done_as_far_as_it_goes_then_told(command, own, t
     assert 0 < done < 12
     assert json.loads((tmp_path / "out" / "results.json").read_text())["frames"] == done
     assert "cut" in printed
+
+
+def test_a_server_needs_masks_and_says_so_at_once(command, own, tmp_path):
+    root = write_davis(tmp_path / "data", {"square": CLIP})
+    (root / "ImageSets" / "2017" / "test-dev.txt").write_text("square\n")
+    words = ("data=davis", f"data.root={root}", "data.split=test-dev")
+    status, _, errors = command(*words, "output.formats=[overlay]", own_clip=False)
+    assert status == 2
+    assert "output.formats: must hold masks" in errors
+    assert command(*words, own_clip=False)[0] == 0
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        assert archive.namelist() == [f"square/{n:05d}.png" for n in range(12)]
 
 
 class TestStopped:
