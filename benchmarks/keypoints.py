@@ -13,13 +13,14 @@ from rich.table import Table
 from benchmarks.measuring import arguments, write_json
 from benchmarks.quality import composed, options_of_tracker
 from datamodules.sample import Sample
-from drift.clip import Clip, Keypoint
+from drift.clip import Clip, FrameFiles, Keypoint
 from drift.command_line import build, keep_freed_memory
 from drift.propagation import Tracker
 
-__all__ = ["draw_keypoints", "places_at", "share_within"]
+__all__ = ["draw_keypoints", "follow", "places_at", "share_within"]
 
 _NEAR = 8.0  # pixels: one token of the embedded model
+_EARLY = 10  # the frame that is looked at beside the last one
 
 
 def draw_keypoints(clip: Clip, maps: dict[str, np.ndarray], *, each: int, seed: int = 0) -> dict[str, list]:
@@ -81,6 +82,28 @@ def share_within(
     return float(np.mean(near)) if near else float("nan"), len(near)
 
 
+def follow(clip: Clip, tracker: Tracker, *, each: int) -> dict[str, float]:
+    """Follows points of the sample clip, `each` on every object and on the ground, and says how well."""
+    assert isinstance(clip.frames, FrameFiles)
+    told = json.loads((clip.frames.paths[0].parents[3] / "motion.json").read_text())["affine"]
+    maps = {layer: np.array(several) for layer, several in told.items()}
+    points = draw_keypoints(clip, maps, each=each)
+    layers = [layer for layer, several in points.items() for _ in several]
+    places = [place for several in points.values() for place in several]
+    keypoints = [Keypoint(str(n), x, y) for n, (x, y) in enumerate(places)]
+    flat: dict[str, float] = {"points": len(places)}
+    for index, frame in enumerate(clip.frames):
+        labels = tracker.step(frame, points=keypoints if index == 0 else ())
+        if index in (_EARLY, len(clip) - 1):
+            found = np.array([(one.x, one.y) for one in labels.tracked_points()])
+            true, mask = places_at(points, maps, index), clip.truth[index]
+            at = f"frame {_EARLY}" if index == _EARLY else "last frame"
+            flat[f"within 8 px, {at}"], flat[f"visible, {at}"] = share_within(found, true, layers, mask)
+            flat[f"unmoved within 8 px, {at}"] = share_within(np.array(places), true, layers, mask)[0]
+            flat[f"median error in px, {at}"] = float(np.median(np.hypot(*(found - true).T)))
+    return flat
+
+
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--each", type=int, default=40, help="points on every object and on the background")
@@ -89,30 +112,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     config = composed(*options.overrides)
-    data = Sample()
-    (clip,) = data.predict_dataloader()
-    told = json.loads((data.root / "motion.json").read_text())["affine"]
-    maps = {layer: np.array(several) for layer, several in told.items()}
-    points = draw_keypoints(clip, maps, each=options.each)
-    layers = [layer for layer, several in points.items() for _ in several]
-    places = [place for several in points.values() for place in several]
-    keypoints = [Keypoint(str(n), x, y) for n, (x, y) in enumerate(places)]
-    tracker = Tracker(build(config, "backbone"), **options_of_tracker(config))
-    flat: dict[str, float] = {}
-    start = np.array(places)
-    for index, frame in enumerate(clip.frames):
-        labels = tracker.step(frame, points=keypoints if index == 0 else ())
-        if index in (10, len(clip) - 1):
-            found = np.array([(one.x, one.y) for one in labels.tracked_points()])
-            true, mask = places_at(points, maps, index), clip.truth[index]
-            at = "frame 10" if index == 10 else "last frame"
-            flat[f"within 8 px, {at}"], flat[f"visible, {at}"] = share_within(found, true, layers, mask)
-            flat[f"unmoved within 8 px, {at}"] = share_within(start, true, layers, mask)[0]
-            error = np.hypot(*(found - true).T)
-            flat[f"median error in px, {at}"] = float(np.median(error))
-    table = Table("figure", "value", title=f"{len(places)} points of the sample clip")
+    (clip,) = Sample().predict_dataloader()
+    flat = follow(clip, Tracker(build(config, "backbone"), **options_of_tracker(config)), each=options.each)
+    table = Table("figure", "value", title="Points of the sample clip")
     for name, value in flat.items():
-        table.add_row(name, f"{value:.3f}")
+        table.add_row(name, f"{value:.3g}")
     Console().print(table)
     write_json(flat, options.json)
 

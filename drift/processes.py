@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+
+from drift.errors import DriftError
 
 __all__ = ["longest_first", "watched"]
 
@@ -47,8 +50,13 @@ def watched(trainer: L.Trainer) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except BaseException:
+    except Exception as error:
+        done.set()
+        time.sleep(_EVERY)  # a process that died may still be on its way out
+        dead = _dead(trainer)
         _end_all(_started(trainer))
+        if dead and not isinstance(error, DriftError):  # what the others' silence looks like from here
+            raise DriftError(dead) from error
         raise
     finally:
         done.set()
@@ -57,18 +65,22 @@ def watched(trainer: L.Trainer) -> Iterator[None]:
 
 def _watch(trainer: L.Trainer, done: threading.Event) -> None:
     while not done.wait(_EVERY):
-        processes = _started(trainer)
-        dead = [(rank, one.poll()) for rank, one in enumerate(processes, start=1) if one.poll()]
-        if dead and not done.is_set():
-            rank, status = dead[0]
-            why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            print(
-                f"error: process {rank} of {trainer.world_size} {why}; the run is stopped, what was written is whole",
-                file=sys.stderr,
-                flush=True,
-            )
-            _end_all(processes)
+        dead = _dead(trainer)
+        if dead and not done.wait(_EVERY):  # this process may have heard of it, and be about to tell
+            print(f"error: {dead}", file=sys.stderr, flush=True)
+            _end_all(_started(trainer))
             os._exit(2)  # the main thread may be waiting for the dead one, and cannot be interrupted
+
+
+def _dead(trainer: L.Trainer) -> str | None:
+    """What became of the first process that ended badly; None where none did."""
+    for rank, one in enumerate(_started(trainer), start=1):
+        if status := one.poll():
+            why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            return (
+                f"process {rank} of {trainer.world_size} {why}; the run is stopped, what was written is whole"
+            )
+    return None
 
 
 def _started(trainer: L.Trainer) -> Sequence[Any]:

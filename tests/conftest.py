@@ -9,7 +9,7 @@ import pytest
 import torch
 from examples import write_checkpoint
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
