@@ -15,7 +15,7 @@ from drift.metrics.davis import DavisScore, DavisScores
 from drift.module import TrackingModule
 from drift.processes import watched
 from drift.reporting.output_folder import output_folder
-from drift.reporting.results import results_table
+from drift.reporting.run_log import RunLog
 from drift.submission import write_submission
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -45,17 +45,22 @@ def evaluate(config: DictConfig) -> DavisScores:
         progress=ready.progress,
         attention_figures=config.output.attention,
     )
-    results = ResultsWriter(settings)
+    log = RunLog(
+        console,
+        as_json=config.output.json_logs,
+        verbose=config.output.verbose,
+        last_frame=data.scores_last_frame,
+    )
+    results = ResultsWriter(settings, log)
     logger = build(config, "logger")
     trainer = build(config, "trainer", logger=logger or False, callbacks=[results, Dashboard()])
     with watched(trainer):
         trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
-        console.print(results_table(results.clips, results.scores))
-        console.print(f"masks, overlays and results: {folder}", soft_wrap=True)
-        if submission:
-            write_submission(folder / "submission.zip", folder / "masks", submission)
-            console.print(f"for the server: {folder / 'submission.zip'}", soft_wrap=True)
+        archive = folder / "submission.zip" if submission else None
+        if archive and submission:
+            write_submission(archive, folder / "masks", submission)
+        log.end(results.clips, results.scores, folder, archive)
     if defects := [clip.defect for clip in results.clips if clip.defect]:
         raise InputError("; ".join(defects))
     return results.scores

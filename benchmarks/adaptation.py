@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.3, help="Adam's learning rate")
     parser.add_argument("--checkpoint", default="embedded:tiny")
     parser.add_argument("--layers", type=lambda text: text.split(","), default=LAYERS)
+    parser.add_argument("--side", type=int, help="reduce the picture's longer side to so many pixels")
     parser.add_argument(
         "--sd-side", type=int, default=256, help="pixels of the large UNet's picture; 0: leave it out"
     )
@@ -132,9 +133,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     backbone = load_latent_diffusion(options.checkpoint, layers=options.layers, timestep=20, precision="auto")
-    (clip,) = Sample().predict_dataloader()
-    mask = (clip.given[0] == 1).astype("uint8")
-    views = augmented_views(clip.frames[0], mask, count=1, reach=40, stride=backbone.stride, seed=0)
+    (clip,) = Sample(max_side=options.side).predict_dataloader()
+    mask = clip.reduced_mask((clip.given[0] == 1).astype("uint8"))
+    picture = clip.reduced_frame(clip.frames[0])
+    views = augmented_views(picture, mask, count=1, reach=40, stride=backbone.stride, seed=0)
     figures: dict[str, float | int | str] = {"threads": options.threads}
     for name, conditioned in (("", True), ("_unconditioned", False)):
         task, start = inversion(

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from drift.metrics.davis import DavisScores
 from drift.module import TrackingModule
 from drift.reporting.loggers import finish
-from drift.reporting.results import ClipResult, write_results
+from drift.reporting.results import ClipResult, scores_of, write_results
+from drift.reporting.run_log import RunLog
 
 __all__ = ["Dashboard", "ResultsWriter"]
 
@@ -25,15 +26,16 @@ class ResultsWriter(BasePredictionWriter):
 
     Args:
         config: the resolved configuration, stored with the results.
+        log: says of each clip that it is done.
 
     Attributes:
         clips: the results so far; at the end, of all processes.
         scores: of all clips, at the end.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], log: RunLog) -> None:
         super().__init__(write_interval="batch")
-        self.config = config
+        self.config, self.run_log = config, log
         self.clips: list[ClipResult] = []
         self.scores: DavisScores | None = None
 
@@ -60,8 +62,9 @@ class ResultsWriter(BasePredictionWriter):
         self.clips.append(prediction)
         if trainer.world_size == 1:
             self._write(pl_module)
-            if pl_module.progress:
-                pl_module.progress.clip_done(pl_module.clip_line(prediction))
+        if pl_module.progress:
+            line = self.run_log.clip(prediction, pl_module.score.so_far(prediction.name))
+            pl_module.progress.clip_done(line)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers all processes' results."""
@@ -108,8 +111,8 @@ class Dashboard(L.Callback):
         numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
         numbers |= {f"{outputs.name}/adaptation/{key}": value for key, value in outputs.adaptation.items()}
         numbers |= {f"{outputs.name}/refinements/{key}": count for key, count in outputs.refinements.items()}
-        if trainer.world_size == 1:
-            numbers |= _scores(pl_module.score.compute(), outputs.name)
+        scores = scores_of(pl_module.score.so_far(outputs.name))
+        numbers |= {f"{outputs.name}/{name}": value for name, value in scores.items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=batch_idx)
             if isinstance(logger, WandbLogger):
@@ -136,14 +139,3 @@ class Dashboard(L.Callback):
                     {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
                 )
         finish(trainer)
-
-
-def _scores(scores: DavisScores, name: str) -> dict[str, float]:
-    for score in scores.sequences:
-        if score.sequence == name:
-            return {
-                f"{name}/J": score.jaccard.mean,
-                f"{name}/F": score.boundary.mean,
-                f"{name}/J&F": score.j_and_f,
-            }
-    return {}

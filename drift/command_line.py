@@ -79,7 +79,7 @@ def prepare_output(config: DictConfig) -> Path:
     """
     whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
     with options_of("output"):
-        for name in {"attention", "progress"} & config.output.keys():
+        for name in {"attention", "progress", "verbose", "json_logs"} & config.output.keys():
             choice(name, config.output[name], (True, False))
     folder = Path(config.output.dir)
     try:
@@ -127,8 +127,12 @@ def prepared(config: DictConfig) -> Prepared:
     backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
     with options_of("propagation"):
         tracker = make_tracker(backbone)
-    progress = ProgressBars(console, enabled=config.output.progress and console.is_terminal)
+    progress = ProgressBars(console, enabled=_shows_bars(config) and console.is_terminal)
     return Prepared(folder, console, progress, data, backbone, make_tracker, tracker)
+
+
+def _shows_bars(config: DictConfig) -> bool:
+    return config.output.progress and not config.output.get("json_logs", False)
 
 
 def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str) -> int:
@@ -145,6 +149,10 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
     keep_freed_memory()
     sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
+    if config_name == "evaluate":
+        sys.argv[1:] = [
+            "output.verbose=true" if word in ("-v", "--verbose") else word for word in sys.argv[1:]
+        ]
     status = 0
 
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)

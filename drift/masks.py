@@ -20,11 +20,20 @@ def reduced_mask(
     if (rows, columns) == size:
         return mask
     small = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
-    for lost in np.setdiff1d(mask, small):  # smaller than a pixel: the one in its midst is its own
+    for lost in np.setdiff1d(mask, small):
         there = np.argwhere(mask == lost)
         row, column = there[len(there) // 2]
-        small[row * rows // size[0], column * columns // size[1]] = lost
+        small[_spare_pixel(small, row * rows // size[0], column * columns // size[1])] = lost
     return small
+
+
+def _spare_pixel(mask: np.ndarray, row: int, column: int) -> tuple[int, int]:
+    """The pixel nearest to a place that is not the only one of its object."""
+    alone = np.bincount(mask.ravel(), minlength=256) == 1
+    rows, columns = np.indices(mask.shape)
+    distance = np.where(alone[mask], np.inf, (rows - row) ** 2 + (columns - column) ** 2)
+    found = np.unravel_index(int(distance.argmin()), mask.shape)
+    return int(found[0]), int(found[1])
 
 
 def with_given(

@@ -21,7 +21,7 @@ from drift.clip import Clip
 from drift.errors import InputError
 from drift.formats import SegmentedFrame
 from drift.masks import with_given
-from drift.metrics.davis import DavisScore, scored_frames
+from drift.metrics.davis import DavisScore
 from drift.prefetch import prefetched
 from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
@@ -201,22 +201,6 @@ class TrackingModule(ClipModule):
         with tracker.stopwatch.stage("kernel"):
             mask = with_given(labels.mask(size).numpy(), given)
             return named(mask=mask, objects=labels.object_ids, points=labels.tracked_points(size))
-
-    def clip_line(self, result: ClipResult) -> str:
-        """One line on a clip that is done: its scores and speed."""
-        speed = f"{result.frames} frames, {1 / result.seconds_per_frame:.2f} frames/s"
-        warning = f"\n  [yellow]warning: {result.name}: {result.warning}[/]" if result.warning else ""
-        score = next((s for s in self.score.compute().sequences if s.sequence == result.name), None)
-        if score is None:
-            has_none = not len(scored_frames(result.frames, last_frame=self.score.last_frame))
-            reason = (
-                "nothing to score (first and last frame are not)"
-                if has_none
-                else "not scored (no true masks)"
-            )
-            return f"[bold]{result.name}[/]  {reason}  ({speed}){warning}"
-        j, f = score.jaccard.mean, score.boundary.mean
-        return f"[bold]{result.name}[/]  J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}  ({speed}){warning}"
 
 
 def _decoded(

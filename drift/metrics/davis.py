@@ -241,6 +241,14 @@ class DavisScore(Metric):
         scored = {score.sequence for score in scores}
         return DavisScores(scores, [name for name in self.sequences if name not in scored])
 
+    def so_far(self, sequence: str) -> SequenceScore | None:
+        """The score of a sequence whose frames this process has scored; None where there are none.
+
+        Other processes are not asked, so that it may be called at any time.
+        """
+        scores = type(self).compute(self).sequences  # torchmetrics' own wrapper would wait for all processes
+        return next((score for score in scores if score.sequence == sequence), None)
+
     def _check(
         self,
         prediction: Tensor,

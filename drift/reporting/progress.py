@@ -71,7 +71,7 @@ class ProgressBars:
             self._progress.remove_task(self._frames)
         if self._clips is not None:
             self._progress.advance(self._clips)
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Removes all bars."""

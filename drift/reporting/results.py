@@ -18,7 +18,7 @@ from rich.table import Table
 
 from drift.metrics.davis import DavisScores, SequenceScore
 
-__all__ = ["ClipResult", "results_table", "versions", "write_results"]
+__all__ = ["ClipResult", "results_table", "scores_of", "versions", "write_results"]
 
 STAGES = ("decode", "encode", "unet", "kernel", "refine", "write", "score")
 """Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
@@ -129,7 +129,7 @@ def _summary(
     for clip in clips:
         score = by_name.get(clip.name)
         sequences[clip.name] = {
-            **_triple(score),
+            **scores_of(score),
             "frames": clip.frames,
             "seconds_per_frame": clip.seconds_per_frame,
         }
@@ -142,7 +142,7 @@ def _summary(
         if clip.defect:
             sequences[clip.name]["defect"] = clip.defect
     return {
-        **_triple(scores),
+        **scores_of(scores),
         "J_recall": _number(scores.jaccard.recall),
         "J_decay": _number(scores.jaccard.decay),
         "F_recall": _number(scores.boundary.recall),
@@ -158,7 +158,8 @@ def _summary(
     }
 
 
-def _triple(score: DavisScores | SequenceScore | None) -> dict[str, float | None]:
+def scores_of(score: DavisScores | SequenceScore | None) -> dict[str, float | None]:
+    """J, F and J&F by name, as fractions; None where nothing was scored."""
     if score is None:
         return {"J": None, "F": None, "J&F": None}
     return {

@@ -26,6 +26,8 @@ def test_the_plain_loop_and_ours_are_timed_to_the_same_loss(checkpoint, tmp_path
         "2",
         "--sd-side",
         "0",
+        "--side",
+        "320",
         "--runs",
         "1",
         "--json",

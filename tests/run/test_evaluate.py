@@ -298,6 +298,25 @@ def test_without_an_account_wandb_runs_offline_and_asks_nothing(command, root, t
     assert b"bee/seconds_per_frame" in logged
 
 
+def test_lines_for_machines_are_json_and_nothing_else(command, root):
+    status, printed, errors = command(f"data.root={root}", "output.json_logs=true")
+    assert (status, errors) == (0, "")
+    ant, bee, end = (json.loads(line) for line in printed.splitlines())
+    assert [(one["event"], one["sequence"], one["frames"]) for one in (ant, bee)] == [
+        ("clip", "ant", 5),
+        ("clip", "bee", 4),
+    ]
+    assert end["event"] == "run"
+    assert end["J&F"] == pytest.approx((ant["J&F"] + bee["J&F"]) / 2)
+
+
+def test_more_is_told_when_asked_for(command, root):
+    status, printed, errors = command(f"data.root={root}", "data.sequences=[bee]", flags=["-v"])
+    assert (status, errors) == (0, "")
+    assert "seconds a frame: decode 0." in printed
+    assert "seconds a frame" not in command(f"data.root={root}", "data.sequences=[bee]")[1]
+
+
 def test_a_csv_log_holds_the_scores(command, root, tmp_path):
     assert command(f"data.root={root}", "logger=csv")[0] == 0
     (log,) = (tmp_path / "out" / "log").rglob("metrics.csv")

@@ -122,8 +122,8 @@ def test_a_killed_run_leaves_whole_adapters_only(checkpoint, root, tmp_path, how
         sys.executable,
         script,
         *words(checkpoint, root, out),
-        "adaptation.steps=3000",
-        "adaptation.patience=3000",
+        "adaptation.steps=800",
+        "adaptation.patience=800",
     ]
     process = subprocess.Popen(
         call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,0 +1,85 @@
+"""How much faster two processes are than one, each with one thread: `python -m benchmarks.scaling ROOT --json FILE`.
+
+ROOT holds DAVIS-2016's layout. The whole command is timed, its start included; the scores must be equal.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measuring import arguments, report
+from datamodules.davis import Davis2016
+from drift.clip import FrameFiles, MaskFiles
+
+__all__ = ["shortened"]
+
+SCRIPT = Path(__file__).parents[1] / "evaluate.py"
+
+
+def shortened(root: Path, target: Path, frames: int) -> Path:
+    """The first frames of each clip of a DAVIS-2016 folder, as links in a folder of the same layout."""
+    lines = []
+    for clip in Davis2016(root).predict_dataloader():
+        assert isinstance(clip.frames, FrameFiles)
+        assert isinstance(clip.truth, MaskFiles)
+        for kind, paths in (
+            ("JPEGImages", clip.frames.paths),
+            ("Annotations", list(clip.truth.paths.values())),
+        ):
+            folder = target / kind / "480p" / clip.name
+            folder.mkdir(parents=True)
+            for path in paths[:frames]:
+                (folder / path.name).symlink_to(path.resolve())
+        lines += [
+            f"/JPEGImages/480p/{clip.name}/{name}.jpg /Annotations/480p/{clip.name}/{name}.png"
+            for name in clip.frame_names[:frames]
+        ]
+    (target / "ImageSets" / "480p").mkdir(parents=True)
+    (target / "ImageSets" / "480p" / "val.txt").write_text("\n".join(lines) + "\n")
+    return target
+
+
+def timed(root: Path, output: Path, processes: int) -> tuple[float, list[list[str]]]:
+    """Seconds of `evaluate.py` with so many processes of one thread, and its scores."""
+    words = ["data=davis2016", f"data.root={root}", "logger=none", "output.attention=false"]
+    words += ["output.formats=[masks]", f"output.dir={output}"]
+    if processes > 1:
+        words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, SCRIPT, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    seconds = time.perf_counter() - start
+    with (output / "results.csv").open() as file:
+        return seconds, [[row["sequence"], row["J"], row["F"]] for row in csv.DictReader(file)]
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--frames", type=int, default=20, help="of each clip")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = shortened(options.root, Path(folder) / "data", options.frames)
+        one, alone = timed(root, Path(folder) / "one", 1)
+        two, shared = timed(root, Path(folder) / "two", 2)
+    figures: dict[str, float | int | str] = {
+        "seconds_1_process": one,
+        "seconds_2_processes": two,
+        "speedup": one / two,
+        "equal_scores": str(alone == shared).lower(),
+    }
+    report("Processes that share the clips", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
