@@ -66,7 +66,7 @@ def timed(root: Path, output: Path, processes: int) -> tuple[float, list[list[st
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
-    parser.add_argument("--frames", type=int, default=20, help="of each clip")
+    parser.add_argument("--frames", type=int, default=40, help="of each clip")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = shortened(options.root, Path(folder) / "data", options.frames)
