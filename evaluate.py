@@ -8,8 +8,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from drift.adaptation.setup import folder_to_use
-from drift.callbacks import Dashboard, ResultsWriter
+from drift.callbacks import ReportWriter, ResultsWriter
 from drift.command_line import build, options_of, prepared, run
+from drift.dashboard import Dashboard
 from drift.errors import DriftError, InputError
 from drift.metrics.davis import DavisScore, DavisScores
 from drift.module import TrackingModule
@@ -41,9 +42,8 @@ def evaluate(config: DictConfig) -> DavisScores:
         make_tracker=ready.make_tracker,
         adapters=adapters,
         score=DavisScore(data.sequences, last_frame=data.scores_last_frame),
-        output=output,
+        output=output.of(data.sequences),
         progress=ready.progress,
-        attention_figures=config.output.attention,
     )
     log = RunLog(
         console,
@@ -52,8 +52,10 @@ def evaluate(config: DictConfig) -> DavisScores:
         last_frame=data.scores_last_frame,
     )
     results = ResultsWriter(settings, log)
+    reports = [ReportWriter(folder, results)] if config.output.report else []
+    callbacks = [results, Dashboard(settings, results), *reports]
     logger = build(config, "logger")
-    trainer = build(config, "trainer", logger=logger or False, callbacks=[results, Dashboard()])
+    trainer = build(config, "trainer", logger=logger or False, callbacks=callbacks)
     with watched(trainer):
         trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:

@@ -48,7 +48,7 @@ class ReadClip:
     readings: list[list[LayerReading]]
 
 
-class _Replayed:
+class _Replayed(Backbone):
     """A backbone that repeats what was read, layer by layer as chosen."""
 
     device = torch.device("cpu")

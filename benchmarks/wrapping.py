@@ -12,8 +12,8 @@ from drift.backbone import Backbone, LayerReading
 __all__ = ["SharedFeatures", "WrappedBackbone"]
 
 
-class WrappedBackbone:
-    """Meets `drift.backbone.Backbone` by what `backbone` does; subclasses change one part of it."""
+class WrappedBackbone(Backbone):
+    """A backbone by what `backbone` does; subclasses change one part of it."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone

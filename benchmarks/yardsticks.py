@@ -13,7 +13,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.backbone import LayerReading
+from drift.backbone import Backbone, LayerReading
 from drift.clip import Clip
 
 __all__ = ["ColourPatches", "ImageNetFeatures", "copy_first_mask", "warp_by_flow"]
@@ -41,7 +41,7 @@ def warp_by_flow(clip: Clip) -> Iterator[np.ndarray]:
         yield (soft > 0.5).astype(np.uint8)
 
 
-class ColourPatches:
+class ColourPatches(Backbone):
     """Raw colours of 8 x 8 pixels at half resolution, compared by their squared distance.
 
     A `Backbone` whose one layer has 48 numbers for each token. `affinity=attention` gives minus the
@@ -64,7 +64,7 @@ class ColourPatches:
         return [LayerReading("patches", queries[:, None], keys[:, None], tokens)]
 
 
-class ImageNetFeatures:
+class ImageNetFeatures(Backbone):
     """Outputs of blocks of EfficientNet-lite0, trained to tell ImageNet's classes apart; a `Backbone`.
 
     Its one layer holds the chosen blocks' outputs side by side on the first one's grid, each of length 1:

@@ -52,6 +52,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
 
     Attributes:
         scores_last_frame: whether a clip's last frame is scored.
+        first: the place of the clip to begin with; those before it come last. Runs that share a cache and begin with
+            different clips fill it for each other.
 
     Raises:
         OptionError: `root` is missing, or an option is not allowed.
@@ -59,6 +61,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
     """
 
     scores_last_frame = False
+    first = 0
     by_hand = "see the data set's own page"
     """Where the data set is to be had, in words."""
 
@@ -132,7 +135,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
         """
         self.setup()
         assert self._clips is not None
-        clips: list[Clip | None] = list(self._clips)
+        first = self.first % max(len(self._clips), 1)
+        clips: list[Clip | None] = [*self._clips[first:], *self._clips[:first]]
         if self.trainer is not None and self.trainer.world_size > 1:
             dealt = longest_first([len(clip) for clip in self._clips], self.trainer.world_size)
             clips = [self._clips[place] for place in dealt[self.trainer.global_rank]] or [None]

@@ -1,22 +1,24 @@
-"""Lightning callbacks of a prediction run: results on disk and dashboards."""
+"""Lightning callbacks of a prediction run: what it leaves on the disk."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.loggers import WandbLogger
 
-from drift.metrics.davis import DavisScores
+from drift.errors import DriftError
+from drift.metrics.davis import DavisScores, SequenceScore
 from drift.module import TrackingModule
-from drift.reporting.loggers import finish
-from drift.reporting.results import ClipResult, scores_of, write_results
+from drift.reporting.report import write_report
+from drift.reporting.results import ClipResult, write_results
 from drift.reporting.run_log import RunLog
 
-__all__ = ["Dashboard", "ResultsWriter"]
+__all__ = ["ReportWriter", "ResultsWriter"]
 
 
 class ResultsWriter(BasePredictionWriter):
@@ -63,8 +65,14 @@ class ResultsWriter(BasePredictionWriter):
         if trainer.world_size == 1:
             self._write(pl_module)
         if pl_module.progress:
-            line = self.run_log.clip(prediction, pl_module.score.so_far(prediction.name))
+            line = self.run_log.clip(prediction, self.score_so_far(pl_module, prediction.name))
             pl_module.progress.clip_done(line)
+
+    @staticmethod
+    def score_so_far(module: L.LightningModule, sequence: str) -> SequenceScore | None:
+        """A sequence's score, where this process scored it."""
+        assert isinstance(module, TrackingModule)
+        return module.score.so_far(sequence)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers all processes' results."""
@@ -72,9 +80,8 @@ class ResultsWriter(BasePredictionWriter):
         if trainer.world_size > 1:
             gathered: list[list[ClipResult]] = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(gathered, self.clips)
-            order = {name: place for place, name in enumerate(pl_module.score.sequences)}
             merged = {clip.name: clip for clips in gathered for clip in clips}
-            self.clips = sorted(merged.values(), key=lambda clip: order[clip.name])
+            self.clips = list(merged.values())
         self._write(pl_module, write=trainer.is_global_zero)
         if pl_module.progress:
             pl_module.progress.stop()
@@ -88,54 +95,37 @@ class ResultsWriter(BasePredictionWriter):
 
     def _write(self, module: TrackingModule, *, write: bool = True) -> None:
         self.scores = module.score.compute()
+        self.clips.sort(key=lambda clip: module.score.sequences.index(clip.name))
         if write and self.clips:
             write_results(module.output.root, self.clips, self.scores, config=self.config)
 
 
-class Dashboard(L.Callback):
-    """Hands each clip's scores, overlay and attention figure to the trainer's loggers."""
+class ReportWriter(L.Callback):
+    """Writes `report.html` when all is done, or what ended the run has left something to show.
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: ClipResult | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Logs one clip; its step is the number of the clip."""
-        assert isinstance(pl_module, TrackingModule)
-        if outputs is None:
-            return
-        numbers = {f"{outputs.name}/seconds_per_frame": outputs.seconds_per_frame}
-        numbers |= {f"{outputs.name}/adaptation/{key}": value for key, value in outputs.adaptation.items()}
-        numbers |= {f"{outputs.name}/refinements/{key}": count for key, count in outputs.refinements.items()}
-        scores = scores_of(pl_module.score.so_far(outputs.name))
-        numbers |= {f"{outputs.name}/{name}": value for name, value in scores.items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=batch_idx)
-            if isinstance(logger, WandbLogger):
-                if outputs.attention is not None:
-                    logger.log_image(f"{outputs.name}/attention", [str(outputs.attention)], step=batch_idx)
-                if outputs.overlay is not None:
-                    logger.log_video(
-                        f"{outputs.name}/overlay", [str(outputs.overlay)], step=batch_idx, format=["mp4"]
-                    )
+    Args:
+        folder: of the run.
+        results: writes the results, before.
+    """
+
+    def __init__(self, folder: Path, results: ResultsWriter) -> None:
+        self.folder, self.results = folder, results
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes it."""
+        self._write(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Ends a W&B run that failed, so that the next run of a sweep has one of its own."""
-        finish(trainer, exit_code=1)
+        """Writes it, of the clips that are done."""
+        if trainer.world_size == 1:
+            self._write(trainer)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the scores of the whole set."""
-        assert isinstance(pl_module, TrackingModule)
-        scores = pl_module.score.compute()
-        for logger in trainer.loggers:
-            if scores.sequences:
-                logger.log_metrics(
-                    {"J": scores.jaccard.mean, "F": scores.boundary.mean, "J&F": scores.j_and_f}
-                )
-        finish(trainer)
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero or not self.results.clips:
+            return
+        try:
+            write_report(self.folder)
+        except (DriftError, OSError) as error:  # the masks and results are there: a report never fails a run
+            print(f"warning: no report.html: {error}", file=sys.stderr)

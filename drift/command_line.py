@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +37,9 @@ from rich.console import Console
 
 from drift.errors import DriftError, InputError, OptionError
 from drift.options import choice, whole_number
+from drift.processes import claim_gpu, workers
 from drift.reporting.progress import ProgressBars
+from drift.reporting.summary import ERROR_FILE, SweepSummary
 
 __all__ = ["build", "keep_freed_memory", "options_of", "prepared", "run"]
 
@@ -79,7 +82,7 @@ def prepare_output(config: DictConfig) -> Path:
     """
     whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
     with options_of("output"):
-        for name in {"attention", "progress", "verbose", "json_logs"} & config.output.keys():
+        for name in {"attention", "progress", "report", "verbose", "json_logs"} & config.output.keys():
             choice(name, config.output[name], (True, False))
     folder = Path(config.output.dir)
     try:
@@ -124,11 +127,20 @@ def prepared(config: DictConfig) -> Prepared:
     data = build(config, "data")
     with options_of("data"):
         data.setup()
+        if config.backbone.get("cache"):
+            data.first = _number_in_sweep()
     backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
     with options_of("propagation"):
         tracker = make_tracker(backbone)
     progress = ProgressBars(console, enabled=_shows_bars(config) and console.is_terminal)
     return Prepared(folder, console, progress, data, backbone, make_tracker, tracker)
+
+
+def _number_in_sweep() -> int:
+    """Which run of a sweep this is, from 0; 0 where there is one run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return 0
+    return int(HydraConfig.get().job.num)
 
 
 def _shows_bars(config: DictConfig) -> bool:
@@ -143,11 +155,8 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     Returns:
         The exit status: 0, or 2 after such an error, or 130 after an interrupt.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
-    keep_freed_memory()
+    OmegaConf.register_new_resolver("workers", workers, replace=True)
+    _prepare_process()
     sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
     if config_name == "evaluate":
         sys.argv[1:] = [
@@ -158,19 +167,31 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     def main(config: DictConfig) -> Any:
         nonlocal status
+        _prepare_process()  # of a sweep, this may be another one
+        hydra_config = HydraConfig.get()
         # In a sweep each run has a folder of its own; and all processes of a run must have the same.
-        config.output.dir = HydraConfig.get().runtime.output_dir
+        config.output.dir = hydra_config.runtime.output_dir
+        told = Path(config.output.dir) / ERROR_FILE
+        with suppress(OSError):
+            told.unlink()
+        if hydra_config.mode == RunMode.MULTIRUN and "joblib" in str(hydra_config.launcher.get("_target_")):
+            claim_gpu(Path(hydra_config.sweep.dir))
         try:
             return task(config)
         except (DriftError, OmegaConfBaseException) as error:
-            status = _fail(" ".join(str(error).splitlines()))
+            line = " ".join(str(error).splitlines())
         except OSError as error:
             where = error.filename or f"output.dir={config.output.dir}"
-            status = _fail(f"{where}: {error.strerror or error}")
+            line = f"{where}: {error.strerror or error}"
+        status = _fail(line)
+        with suppress(OSError):
+            told.write_text(f"{line}\n", encoding="utf-8")
 
     try:
         with _ended_by_sigterm():
             main()
+        if SweepSummary.failed:  # in processes of their own
+            status = 2
     except (HydraException, OmegaConfBaseException) as error:
         status = _fail(_explain(error, config_dir, config_name))
     except OSError as error:  # the output folder, which Hydra makes
@@ -201,6 +222,16 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _prepare_process() -> None:
+    """What every process of a run needs, those that a sweep's launcher starts included."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -242,6 +273,10 @@ def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
     """One line that names the key, the value and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher":
+            return (
+                f"{group}={name}: takes pip install -e '.[sweep]'; here is {', '.join(error.options or ())}"
+            )
         return f"{group}={name}: allowed is {', '.join(error.options or ())}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({_first_line(error)})"

@@ -22,11 +22,12 @@ from drift.errors import InputError
 from drift.formats import SegmentedFrame
 from drift.masks import with_given
 from drift.metrics.davis import DavisScore
+from drift.peak_memory import peak_memory, watch_peak_memory
 from drift.prefetch import prefetched
 from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
 from drift.refinement.refinement import Refinement
-from drift.reporting.clip_attention import draw_clip_attention
+from drift.reporting.clip_attention import keep_clip_attention
 from drift.reporting.clip_output import ClipOutput
 from drift.reporting.output_folder import OutputFolder
 from drift.reporting.progress import ProgressBars
@@ -90,7 +91,6 @@ class TrackingModule(ClipModule):
         refiner: sharpens predicted masks, and makes masks of boxes and clicks; None leaves masks as propagated.
         score: takes the scores of all clips.
         output: where to write.
-        attention_figures: whether a figure of the attention is drawn for each clip.
     """
 
     def __init__(
@@ -103,13 +103,11 @@ class TrackingModule(ClipModule):
         score: DavisScore,
         output: OutputFolder,
         progress: ProgressBars | None = None,
-        attention_figures: bool = True,
     ) -> None:
         super().__init__(backbone, adapters=adapters, progress=progress)
         self.make_tracker, self.refiner = make_tracker, refiner
         self.score = score
         self.output = output
-        self.attention_figures = attention_figures
 
     def predict_step(self, clip: Clip | None, batch_idx: int = 0) -> ClipResult | None:
         """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns.
@@ -129,15 +127,19 @@ class TrackingModule(ClipModule):
             with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
                 pass
             written.finish(earlier)
-        attention = self.output.attention(clip)
         return ClipResult(
             name=clip.name,
             frames=len(clip),
             seconds=earlier.seconds,
             stages=earlier.stages,
             overlay=self.output.overlay(clip),
-            attention=attention if self.attention_figures and attention.is_file() else None,
+            attention=self.output.attention(clip) if self._shows_attention(clip) else None,
+            samples=self.output.samples(clip) if self.output.pictures(clip) else None,
             adaptation=earlier.adaptation,
+            losses=earlier.losses,
+            head_weights=earlier.head_weights,
+            frame_scores=self.score.frame_scores(clip.name),
+            peak_memory=peak_memory(self.backbone.device),
             refinements=earlier.refinements,
             warning=earlier.warning,
             defect=clip.defect,
@@ -145,6 +147,7 @@ class TrackingModule(ClipModule):
 
     def _adapted_and_tracked(self, clip: Clip, kept: ProgressFile, earlier: ClipProgress) -> ClipProgress:
         """Does the frames that are not done; the figures are those of the whole clip."""
+        watch_peak_memory(self.backbone.device)
         adapter = self.adapted(clip)
         stopwatch, decoding, start = Stopwatch(self.backbone.device), Stopwatch(), time.perf_counter()
         tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
@@ -158,6 +161,8 @@ class TrackingModule(ClipModule):
                     stages=_summed(earlier.stages, *seconds),
                     refinements=_summed(earlier.refinements, tracker.refinements),
                     adaptation=adapter.figures,
+                    losses=adapter.losses,
+                    head_weights={layer: w.tolist() for layer, w in adapter.head_weights.items()},
                     warning=adapter.warning,
                 )
 
@@ -170,13 +175,19 @@ class TrackingModule(ClipModule):
             for index, frame, given in prefetched(_decoded(clip, decoding, earlier.done)):
                 segmented = self._segmented(tracker, clip, index, frame, given)
                 written.add(segmented)
-                if self.attention_figures and index == len(clip) // 2:
-                    draw_clip_attention(tracker, clip, segmented, self.output.attention(clip))
+                if index == max(len(clip) // 2, clip.start + 1) and self._shows_attention(clip):
+                    with stopwatch.stage("attention"):
+                        keep_clip_attention(
+                            tracker, clip, segmented, self.output, self.output.attention_points
+                        )
                 written.keep(partial(so_far, index + 1), tracker.state)
                 self._frame_done()
         done = so_far()
         written.finish(done)
         return done
+
+    def _shows_attention(self, clip: Clip) -> bool:
+        return self.output.attention_shown and self.output.pictures(clip)
 
     def _frame_done(self) -> None:
         if self.progress:

@@ -7,16 +7,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
 
 import lightning as L
+import torch
 
 from drift.errors import DriftError
 
-__all__ = ["longest_first", "watched"]
+with suppress(ImportError):  # not on Windows
+    import fcntl
+
+__all__ = ["claim_gpu", "longest_first", "watched", "workers"]
 
 _EVERY = 0.5  # seconds between two looks
+_MOST_ON_CPU = 4  # processes: each takes 2 GB
+
+_claimed: list[IO[str]] = []
 
 
 def longest_first(lengths: Sequence[int], shares: int) -> list[list[int]]:
@@ -36,6 +44,37 @@ def longest_first(lengths: Sequence[int], shares: int) -> list[list[int]]:
         dealt[least].append(place)
         frames[least] += lengths[place]
     return dealt
+
+
+def workers() -> int:
+    """How many runs of a sweep this machine does at once: one for each GPU, or for each of up to four cores."""
+    return torch.cuda.device_count() or min(os.cpu_count() or 1, _MOST_ON_CPU)
+
+
+def claim_gpu(folder: Path) -> None:
+    """Takes one of the machine's GPUs for this process, which sees no other from here on; call it before one is used.
+
+    It is this process' until it ends. Where there are more processes than GPUs, some share one.
+
+    Args:
+        folder: one for all processes that share the GPUs, on a local disk.
+    """
+    if _claimed:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    for gpu in gpus if len(gpus) > 1 else ():
+        file = (folder / f".gpu-{gpu}.lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process'
+            file.close()
+            continue
+        _claimed.append(file)  # open, and so locked, as long as the process lives
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        return
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[os.getpid() % len(gpus)]
 
 
 @contextmanager

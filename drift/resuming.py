@@ -20,7 +20,11 @@ from drift.tensor_files import save_tensors
 
 __all__ = ["ClipProgress", "ProgressFile", "ProgressFolder", "settings_that_count"]
 
-_WITHOUT_EFFECT = ("output", "logger", "trainer", "data.sequences", "data.download", "data.root", "data.path")
+_WITHOUT_EFFECT = (
+    *("output", "logger", "trainer"),
+    *("data.sequences", "data.download", "data.root", "data.path"),
+    *("backbone.cache", "backbone.cache_gigabytes"),
+)
 _PRECISION = "trainer.precision"
 
 
@@ -34,6 +38,8 @@ class ClipProgress:
         stages: seconds by stage.
         refinements: how often what became of an object that was to be refined.
         adaptation: how the clip's adapter was learned.
+        losses: of each step in which it was learned.
+        head_weights: that it came to, by layer; empty for equal ones.
         warning: why that was given up, or None.
         formats: what was written of them.
         tracker: what it knew then; None where it had not begun, or where the clip is done.
@@ -44,6 +50,8 @@ class ClipProgress:
     stages: Mapping[str, float] = field(default_factory=dict)
     refinements: Mapping[str, int] = field(default_factory=dict)
     adaptation: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    head_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
     warning: str | None = None
     formats: Sequence[str] = ()
     tracker: TrackerState | None = None

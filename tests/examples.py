@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from drift.backbone import LayerReading
+from drift.backbone import Backbone, LayerReading
 from drift.clip import Clip
 from drift.image_files import write_mask
 from drift.pretrain.pictures import Cutout
@@ -152,7 +152,7 @@ def write_davis(root: Path, clips: dict[str, Clip], *, binary: bool = False, suf
     return root
 
 
-class ColourBackbone:
+class ColourBackbone(Backbone):
     """Tokens are mean colours: correspondence without a model. Layer 1 has half the resolution of layer 0."""
 
     device = torch.device("cpu")

@@ -43,11 +43,17 @@ def adapt(
     try:
         fit(module, backbone.device)
     except Diverged as error:
-        return Adapter(warning=f"not adapted: {error}", figures=_figures(module, start))
+        losses = _losses(module)
+        return Adapter(warning=f"not adapted: {error}", figures=_figures(module, start), losses=losses)
     learned = task.learned(module)
     if settings.head_weighting != "learned":
         learned = replace(learned, head_weights=weights)
-    return replace(learned, figures=_figures(module, start) | dict(learned.figures))
+    figures = _figures(module, start) | dict(learned.figures)
+    return replace(learned, figures=figures, losses=_losses(module))
+
+
+def _losses(module: AdaptationModule) -> dict[str, list[float]]:
+    return {name: course.losses for name, course in module.courses.items() if course.losses}
 
 
 def _figures(module: AdaptationModule, start: float) -> dict[str, float]:

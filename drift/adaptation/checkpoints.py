@@ -54,6 +54,7 @@ def save_adapter(path: Path, adapter: Adapter, came_from: Mapping[str, str]) -> 
     told = {
         "origin": json.dumps(dict(came_from)),
         "figures": json.dumps(dict(adapter.figures)),
+        "losses": json.dumps({name: list(course) for name, course in adapter.losses.items()}),
         "warning": json.dumps(adapter.warning),
     }
     save_tensors(path, {name: one.float() for name, one in tensors.items()}, told)
@@ -91,6 +92,7 @@ def load_adapter(
         },
         embeddings=embeddings,
         figures=json.loads(told["figures"]),
+        losses=json.loads(told.get("losses", "{}")),
         warning=json.loads(told["warning"]),
     )
     return prompted(adapter, when, backbone, settings)

@@ -179,8 +179,8 @@ class ClipTask:
         readings = []
         with torch.no_grad():
             for view in views:
-                latents = self.backbone.encode(view.image[None].to(self.backbone.device))
-                readings.append(self.backbone.read(latents, noise, condition=adapter.condition(first)))
+                image = view.image[None].to(self.backbone.device)
+                readings.append(self.backbone.read_frames(image, noise, condition=adapter.condition(first)))
         ids = [int(one) for one in views[0].mask.unique() if one]
         self._heads = HeadLearning(
             readings,

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drift.stopwatch import Stopwatch
+
 __all__ = ["Backbone", "LayerReading"]
 
 
@@ -30,6 +32,13 @@ class LayerReading:
     keys: Float[Tensor, "batch heads height width dim"]
     inputs: Float[Tensor, "batch height width channels"]
     prompt_queries: Float[Tensor, "batch heads height width dim"] | None = None
+
+    def on(self, device: torch.device) -> LayerReading:
+        """The same on a device."""
+        asked = None if self.prompt_queries is None else self.prompt_queries.to(device)
+        return LayerReading(
+            self.name, self.queries.to(device), self.keys.to(device), self.inputs.to(device), asked
+        )
 
 
 class Backbone(Protocol):
@@ -61,3 +70,19 @@ class Backbone(Protocol):
         Under `condition`, the mean over its groups; None for the backbone's own. One that has none ignores it.
         `cross` names those of the layers whose cross-attention's queries are wanted too.
         """
+
+    def read_frames(
+        self,
+        frames: Float[Tensor, "batch 3 height width"],
+        generator: torch.Generator,
+        *,
+        condition: Float[Tensor, "groups tokens dim"] | None = None,
+        cross: Collection[str] = (),
+        stopwatch: Stopwatch | None = None,
+    ) -> list[LayerReading]:
+        """`encode` and `read` in one, as stages of the stopwatch; a backbone may have its readings from elsewhere."""
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.stage("encode"):
+            latents = self.encode(frames)
+        with stopwatch.stage("unet"):
+            return self.read(latents, generator, condition=condition, cross=cross)

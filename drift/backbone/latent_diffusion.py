@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from drift.backbone.attention import chosen_layers, recorded, self_attention_layers
-from drift.backbone.interface import LayerReading
+from drift.backbone.interface import Backbone, LayerReading
 from drift.backbone.inversion import ddim_inverted, inversion_timesteps
 from drift.backbone.precision import PRECISIONS, computing_in
+from drift.backbone.reading_cache import ReadingCache, reading_key
 from drift.errors import OptionError
 from drift.options import choice, whole_number
+from drift.stopwatch import Stopwatch
 
 __all__ = ["NOISES", "LatentDiffusion"]
 
 NOISES = ("gaussian", "ddim_inversion", "none")
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(nn.Module, Backbone):
     """A frozen diffusion model that encodes frames and reads self-attention at one timestep.
 
     Args:
@@ -40,6 +42,7 @@ class LatentDiffusion(nn.Module):
         source: what the parts were loaded from, for `description`.
         precision: in which the model computes: `auto`, bfloat16 on an x86 CPU with instructions for it and
             elsewhere as the trainer says; `bfloat16`; `float32`.
+        cache: where `read_frames` keeps what it reads, and takes it from; None for nowhere.
 
     Raises:
         OptionError: an option is out of range, or the model has no layer of that name.
@@ -61,6 +64,7 @@ class LatentDiffusion(nn.Module):
         prompt: str = "",
         source: str = "",
         precision: str = "float32",
+        cache: ReadingCache | None = None,
     ) -> None:
         super().__init__()
         known = self_attention_layers(unet)
@@ -80,7 +84,9 @@ class LatentDiffusion(nn.Module):
         self.layers, self.timestep = tuple(layers), timestep
         self.noise, self.ensemble, self.prompt = noise, ensemble, prompt
         self.inversion_steps, self.precision, self.source = inversion_steps, precision, source
+        self.cache = cache
         self._condition: Tensor | None = None
+        self._described: dict[str, object] | None = None
         self.eval().requires_grad_(False)
         for part in (self.vae, self.unet):
             part.to(memory_format=torch.channels_last)  # convolutions: up to twice as fast
@@ -92,7 +98,7 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return self.unet.device
+        return self.unet.conv_in.weight.device  # its own `device` goes through all modules, for every frame
 
     @property
     def stride(self) -> int:
@@ -162,6 +168,35 @@ class LatentDiffusion(nn.Module):
                 draws.append(self._read_once(self._noised(latents, noise, group), group, cross))
         return [_mean(readings) for readings in zip(*draws, strict=True)]
 
+    def read_frames(
+        self,
+        frames: Float[Tensor, "batch 3 height width"],
+        generator: torch.Generator,
+        *,
+        condition: Float[Tensor, "groups tokens dim"] | None = None,
+        cross: Collection[str] = (),
+        stopwatch: Stopwatch | None = None,
+    ) -> list[LayerReading]:
+        """As any backbone; from the cache, where there is one and they are in it."""
+        stopwatch = stopwatch or Stopwatch()
+        if self.cache is None:
+            return super().read_frames(
+                frames, generator, condition=condition, cross=cross, stopwatch=stopwatch
+            )
+        with stopwatch.stage("cache"):
+            key = reading_key(self._described_once(), frames, generator.get_state(), condition, list(cross))
+            found = self.cache.load(key)
+        if found is not None:
+            readings, noise = found
+            generator.set_state(noise)
+            return [reading.on(self.device) for reading in readings]
+        readings = super().read_frames(
+            frames, generator, condition=condition, cross=cross, stopwatch=stopwatch
+        )
+        with stopwatch.stage("cache"):
+            self.cache.save(key, readings, generator.get_state())
+        return readings
+
     @torch.no_grad()
     def predict(
         self,
@@ -228,7 +263,18 @@ class LatentDiffusion(nn.Module):
     def _conditions(self, condition: Tensor | None, count: int) -> Tensor:
         """A condition, or the backbone's own, once for each of `count` frames."""
         chosen = self.condition() if condition is None else condition
-        return chosen.to(self.unet.device, self.unet.dtype).expand(count, -1, -1)
+        return chosen.to(self.device, self.unet.dtype).expand(count, -1, -1)
+
+    def _described_once(self) -> dict[str, object]:
+        """The description, and in what the model computes."""
+        if self._described is None:
+            self._described = self.description
+        kind = self.device.type
+        with computing_in(self.precision, self.device):
+            computes_in = (
+                torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.unet.dtype
+            )
+        return {**self._described, "precision": str(computes_in), "device": kind, "torch": torch.__version__}
 
     @torch.no_grad()
     def condition(self) -> Float[Tensor, "1 tokens dim"]:

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from drift.backbone.latent_diffusion import LatentDiffusion
+from drift.backbone.reading_cache import ReadingCache
 from drift.errors import InputError, OptionError
 
 __all__ = ["load_latent_diffusion"]
@@ -40,6 +41,8 @@ def load_latent_diffusion(
     inversion_steps: int = 10,
     prompt: str = "",
     precision: str = "float32",
+    cache: str | None = None,
+    cache_gigabytes: float = 20.0,
 ) -> LatentDiffusion:
     """A frozen backbone from a Stable Diffusion 1.x or 2.x checkpoint, or an embedded one.
 
@@ -48,6 +51,8 @@ def load_latent_diffusion(
         revision: of the Hub id; None for its newest.
         prediction_type: overrides the checkpoint's own (`epsilon` or `v_prediction`); None trusts it.
         layers, timestep, noise, ensemble, inversion_steps, prompt, precision: see `LatentDiffusion`.
+        cache, cache_gigabytes: a folder for what is read of frames, and the most that it takes; see
+            `ReadingCache`. None for no cache.
 
     Raises:
         InputError: the checkpoint is missing, incomplete or corrupt, or the Hub is out of reach.
@@ -78,6 +83,7 @@ def load_latent_diffusion(
         prompt=prompt,
         source=checkpoint if revision is None else f"{checkpoint}@{revision}",
         precision=precision,
+        cache=None if cache is None else ReadingCache(Path(cache), cache_gigabytes),
     )
 
 

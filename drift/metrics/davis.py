@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from drift.metrics.functional import (
 )
 from drift.options import non_negative
 
-__all__ = ["DavisScore", "DavisScores", "ObjectScore", "SequenceScore", "scored_frames"]
+__all__ = ["DavisScore", "DavisScores", "FrameScore", "ObjectScore", "SequenceScore", "scored_frames"]
 
 _KEYS = 3  # columns of a row that say what it scores: sequence, object, frame
 _COLUMNS = _KEYS + 2 + 4  # then the counts of J and of F
@@ -38,6 +38,15 @@ def scored_frames(frames: int, *, last_frame: bool = False) -> range:
         last_frame: whether the last frame is scored too, as Long Videos' authors do.
     """
     return range(1, frames if last_frame else frames - 1)
+
+
+class FrameScore(NamedTuple):
+    """One object's scores in one frame: J and F."""
+
+    object_id: int
+    frame: int
+    jaccard: float
+    boundary: float
 
 
 @dataclass(frozen=True)
@@ -231,11 +240,7 @@ class DavisScore(Metric):
 
     def compute(self) -> DavisScores:
         """The scores of all frames so far, of all processes."""
-        rows = dim_zero_cat(self.rows).cpu()
-        keys, duplicate_of, times = rows[:, :_KEYS].unique(dim=0, return_inverse=True, return_counts=True)
-        values = torch.zeros((len(keys), 2), dtype=torch.float64).index_add(0, duplicate_of, _values(rows))
-        values /= times[:, None]
-        objects = list(self._objects(keys, values))
+        objects = list(self._objects(*self._by_frame()))
         by_sequence = groupby(objects, key=lambda score: score.sequence)
         scores = [SequenceScore(name, tuple(members)) for name, members in by_sequence]
         scored = {score.sequence for score in scores}
@@ -248,6 +253,20 @@ class DavisScore(Metric):
         """
         scores = type(self).compute(self).sequences  # torchmetrics' own wrapper would wait for all processes
         return next((score for score in scores if score.sequence == sequence), None)
+
+    def frame_scores(self, sequence: str) -> list[FrameScore]:
+        """The scores of a sequence's frames that this process has scored, by object and frame; asks no other."""
+        keys, values = self._by_frame()
+        own = keys[:, 0] == self.sequences.index(sequence)
+        scored = zip(keys[own][:, 1:].tolist(), values[own].tolist(), strict=True)
+        return [FrameScore(*key, *value) for key, value in scored]
+
+    def _by_frame(self) -> tuple[Tensor, Tensor]:
+        """Sequence, object and frame of all scores, sorted, each once; and their J and F."""
+        rows = dim_zero_cat(self.rows).cpu()
+        keys, duplicate_of, times = rows[:, :_KEYS].unique(dim=0, return_inverse=True, return_counts=True)
+        values = torch.zeros((len(keys), 2), dtype=torch.float64).index_add(0, duplicate_of, _values(rows))
+        return keys, values / times[:, None]
 
     def _check(
         self,

@@ -28,6 +28,7 @@ class Adapter:
         slot_weight: how much what they say of a frame counts beside what earlier frames say; 0 for nothing.
         embeddings: what `conditions` were made of: the slots learned at each appearance of objects.
         figures: how it was learned: steps, seconds, losses.
+        losses: by what was learned, the loss of each step.
         warning: why the optimisation was given up, or None.
     """
 
@@ -37,6 +38,7 @@ class Adapter:
     slot_weight: float = 0.0
     embeddings: Sequence[Float[Tensor, "learned tokens dim"]] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
     warning: str | None = None
 
     def condition(self, frame: int) -> Float[Tensor, "groups tokens dim"] | None:

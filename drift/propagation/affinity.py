@@ -32,11 +32,13 @@ class Comparison:
     Attributes:
         queries, keys: their inner products are the kernel's logits; float32.
         shares: of the labels carried, what each head contributes; over all comparisons they sum to 1.
+        layer: whose tokens they are; several layers' names are joined by " + ".
     """
 
     queries: Float[Tensor, "heads height width dim"]
     keys: Float[Tensor, "heads height width dim"]
     shares: Float[Tensor, " heads"]
+    layer: str = ""
 
 
 def comparisons(
@@ -88,13 +90,13 @@ def _comparison(reading: LayerReading, affinity: str, heads: str, weights: Tenso
     share = weights.sum(0, keepdim=True)
     if affinity == "cosine":
         tokens = F.normalize(reading.inputs[0].float(), dim=-1).unsqueeze(0)
-        return Comparison(tokens, tokens, share)
+        return Comparison(tokens, tokens, share, reading.name)
     queries = reading.queries[0].float() / math.sqrt(reading.queries.shape[-1])
     keys = reading.keys[0].float()
     if heads == "separate":
-        return Comparison(queries, keys, weights)
+        return Comparison(queries, keys, weights, reading.name)
     within = len(weights) * weights / share.clamp(min=torch.finfo(weights.dtype).tiny)
-    return Comparison(_joined(queries * within[:, None, None, None]), _joined(keys), share)
+    return Comparison(_joined(queries * within[:, None, None, None]), _joined(keys), share, reading.name)
 
 
 def _joined(tokens: Tensor) -> Tensor:
@@ -107,7 +109,10 @@ def _fused(layers: Sequence[Comparison]) -> Comparison:
     grid = finest(layer.keys.shape[1:3] for layer in layers)
     queries = [on_finest_grid(layer.queries * layer.shares.sum(), grid) for layer in layers]
     keys = [on_finest_grid(layer.keys, grid) for layer in layers]
-    return Comparison(torch.cat(queries, -1), torch.cat(keys, -1), torch.ones_like(layers[0].shares[:1]))
+    names = " + ".join(layer.layer for layer in layers)
+    return Comparison(
+        torch.cat(queries, -1), torch.cat(keys, -1), torch.ones_like(layers[0].shares[:1]), names
+    )
 
 
 def on_finest_grid(

@@ -75,13 +75,16 @@ class SoftLabels:
         Args:
             size: height and width of the mask, where they are not those of the frame that the tracker saw.
         """
-        ids = torch.tensor((0, *self.object_ids), dtype=torch.uint8, device=self.probabilities.device)
         probabilities = self.upsampled()
         absent = ~self.present(probabilities)
         probabilities[1:].masked_fill_(absent[:, None, None], -1.0)
         if size is not None and size != self.frame_size:
             probabilities = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
-        mask = ids[probabilities.argmax(0)]
+        best = probabilities[0].clone()
+        mask = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for object_id, channel in zip(self.object_ids, probabilities[1:], strict=True):
+            mask.masked_fill_(channel > best, object_id)  # argmax over few channels is many times slower
+            torch.maximum(best, channel, out=best)
         if self.given is not None and mask.shape == self.given.shape:
             return torch.from_numpy(with_given(mask.cpu().numpy(), self.given.cpu().numpy()))
         return mask.cpu()

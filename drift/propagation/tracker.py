@@ -18,7 +18,7 @@ from drift.errors import InputError
 from drift.options import choice, non_negative, positive, whole_number
 from drift.propagation.adapter import Adapter
 from drift.propagation.affinity import AFFINITIES, HEADS, Comparison, comparisons
-from drift.propagation.kernel import attention_map, propagate
+from drift.propagation.kernel import attention_maps, propagate
 from drift.propagation.keypoints import discs
 from drift.propagation.labels import (
     SoftLabels,
@@ -219,27 +219,31 @@ class Tracker:
         self._generator.set_state(state.noise)
 
     @torch.inference_mode()
-    def attention(self, row: int, column: int) -> tuple[list[int], Float[Tensor, "frames rows columns"]]:
-        """Where a pixel of the last frame looked: for pictures, see `attention_map`.
+    def attention(
+        self, pixels: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], dict[str, Float[Tensor, "pixels frames rows columns"]]]:
+        """Where pixels of the last frame looked: for pictures, see `attention_maps`.
 
         Args:
-            row, column: the pixel.
+            pixels: row and column of each.
 
         Returns:
-            The indices of the memory frames, and the attention on each in the finest layer read. Both are
-            empty after the first frame of a clip.
+            The indices of the memory frames, and by layer each pixel's attention on each of them, which sums to 1.
+            Both are empty after the first frame of a clip.
         """
         if not self._attended:
-            return [], torch.zeros(0, 1, 1)
-        layer = max(range(len(self._compared)), key=lambda i: self._compared[i].queries.shape[1])
-        queries = self._compared[layer].queries
-        stride = self._frame_stride((queries.shape[1], queries.shape[2]))
-        weights = attention_map(
-            queries[:, row // stride, column // stride],
-            [frame.keys[layer] for frame in self._attended],
-            temperature=self.temperature,
-        )
-        return [frame.index for frame in self._attended], weights.cpu()
+            return [], {}
+        maps = {}
+        for layer, one in enumerate(self._compared):
+            stride = self._frame_stride((one.queries.shape[1], one.queries.shape[2]))
+            rows, columns = (torch.tensor(axis) // stride for axis in zip(*pixels, strict=True))
+            maps[one.layer] = attention_maps(
+                one.queries[:, rows, columns],
+                [frame.keys[layer] for frame in self._attended],
+                temperature=self.temperature,
+                shares=one.shares,
+            ).cpu()
+        return [frame.index for frame in self._attended], maps
 
     def _check(self, shape: tuple[int, ...], given: Tensor | None, points: Sequence[Keypoint]) -> None:
         size = shape[:2]
@@ -268,13 +272,15 @@ class Tracker:
 
     def _read(self, frame: Tensor, slots: SlotKeys | None) -> tuple[list[LayerReading], list[Comparison]]:
         """The layers' readings of a frame under the clip's prompt, with what the slots need, and what is compared."""
-        with self.stopwatch.stage("encode"):
-            images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
-            latents = self.backbone.encode(pad_to_stride(images, self.backbone.stride))
-        with self.stopwatch.stage("unet"):
-            condition = self.adapter.condition(self._next_index)
-            cross = slots.keys.keys() if slots else ()
-            readings = self.backbone.read(latents, self._generator, condition=condition, cross=cross)
+        images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
+        readings = self.backbone.read_frames(
+            pad_to_stride(images, self.backbone.stride),
+            self._generator,
+            condition=self.adapter.condition(self._next_index),
+            cross=slots.keys.keys() if slots else (),
+            stopwatch=self.stopwatch,
+        )
+        with self.stopwatch.stage("kernel"):
             weights = self.adapter.head_weights
             return readings, comparisons(readings, affinity=self.affinity, heads=self.heads, weights=weights)
 

@@ -20,6 +20,7 @@ from drift.prefetch import BackgroundConsumer
 from drift.propagation.keypoints import TrackedPoint
 from drift.propagation.tracker import TrackerState
 from drift.reporting.output_folder import OutputFolder
+from drift.reporting.sampled_frames import SampledFrames, sampled_indices
 from drift.resuming import ClipProgress, ProgressFile
 from drift.stopwatch import Stopwatch
 
@@ -53,6 +54,9 @@ class ClipOutput:
         is_whole = done == len(self.clip) and set(formats) <= set(self.earlier.formats)
         with ExitStack() as stack:
             self._writers = [] if is_whole else make_writers(formats, self.clip, self.folder.root, done=done)
+            if self.folder.pictures(self.clip):
+                indices = sampled_indices(self.clip, self.folder.sampled_frames)
+                self._writers.append(SampledFrames(self.folder.samples(self.clip), self.clip, indices))
             for writer in self._writers:
                 stack.callback(writer.close)
             if done:

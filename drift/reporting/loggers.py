@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from drift.options import choice
 
 __all__ = ["finish", "no_logger", "wandb_logger"]
+
+_FINISH_SECONDS = 120
 
 
 def no_logger() -> None:
@@ -35,21 +39,50 @@ def wandb_logger(
     """
     choice("mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    try:
-        import wandb  # here: it takes seconds to import, and not every run has a dashboard
-
+    modes: list[str] = []
+    with _told("W&B cannot be used"):
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
         if mode == "auto":
-            logged_in = wandb.login(prompt=False, verify=False)
-            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
-        settings = wandb.Settings(mode=mode, silent=True, console="off")  # type: ignore[arg-type]
-        logger = WandbLogger(project=project, name=name, save_dir=save_dir, settings=settings)
-        logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
-    except Exception as error:  # a dashboard never stops a run
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"warning: W&B did not start ({reason}); the run goes on without it", file=sys.stderr)
-        return None
+            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        modes = [mode, "offline"] if mode == "online" else [mode]
+    for one in modes:
+        with _told(f"W&B did not start {one}"):
+            return _started(one, project=project, name=name, save_dir=save_dir)
+    return None
+
+
+def _logged_in() -> bool:
+    import wandb  # here: it takes seconds to import, and not every run has a dashboard
+
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def _started(mode: str, **options: str | None) -> WandbLogger:
+    import wandb
+
+    # A W&B that is out of reach holds a run up for so long, and no longer; what is not sent stays in its folder.
+    settings = wandb.Settings(
+        mode=mode,  # type: ignore[arg-type]
+        silent=True,
+        console="off",
+        init_timeout=30,
+        finish_timeout=_FINISH_SECONDS,
+        finish_timeout_raises=True,
+    )
+    logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on; W&B tells every user that it has no effect
+    logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
     return logger
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Within it, an error becomes a warning: a dashboard never stops a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"warning: {what} ({reason}); the run goes on without", file=sys.stderr)
 
 
 def finish(trainer: L.Trainer, exit_code: int = 0) -> None:

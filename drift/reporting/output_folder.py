@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from drift.clip import Clip
 from drift.errors import OptionError
 from drift.formats.choosing import check_formats
-from drift.options import choice
+from drift.options import choice, whole_number
 from drift.resuming import ProgressFolder, settings_that_count
 
 __all__ = ["OutputFolder", "output_folder"]
@@ -24,11 +26,34 @@ class OutputFolder:
         root: `output.dir`.
         formats: what is written of each clip, from `FORMATS`.
         progress: how far earlier runs came.
+        attention_shown: whether the attention of pictured clips is shown.
+        attention_points: x and y of the queries whose attention is shown; None for those of objects and background.
+        sampled_frames: of how many frames of a pictured clip overlay and errors are kept for report and dashboard.
+        pictured_clips: of how many clips pictures are made.
+        pictured: the names of those clips; None for all.
     """
 
     root: Path
     formats: Sequence[str]
     progress: ProgressFolder
+    attention_shown: bool = True
+    attention_points: Sequence[Sequence[float]] | None = None
+    sampled_frames: int = 8
+    pictured_clips: int = 20
+    pictured: Collection[str] | None = None
+
+    def of(self, sequences: Sequence[str]) -> OutputFolder:
+        """The same for a data set's clips, evenly chosen ones of which are pictured."""
+        places = np.linspace(0, len(sequences) - 1, min(self.pictured_clips, len(sequences)))
+        return replace(self, pictured=frozenset(sequences[place] for place in places.round().astype(int)))
+
+    def pictures(self, clip: Clip) -> bool:
+        """Whether pictures of a clip are made."""
+        return self.pictured is None or clip.name in self.pictured
+
+    def samples(self, clip: Clip) -> Path:
+        """The folder of a clip's sampled frames."""
+        return self.root / "samples" / clip.name
 
     def masks(self, clip: Clip) -> Path:
         """The folder of a clip's indexed PNGs."""
@@ -63,7 +88,33 @@ def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
     choice("resume", output["resume"], (True, False))
     if output["resume"] and "masks" not in output["formats"]:
         raise OptionError("formats", output["formats"], "with output.resume=true a list that has masks in it")
+    whole_number("sampled_frames", output["sampled_frames"], minimum=0)
+    whole_number("pictured_clips", output["pictured_clips"], minimum=0)
+    _check_points(output["attention_points"])
     folder = Path(output["dir"])
     progress = ProgressFolder(folder, settings_that_count(settings), resume=output["resume"])
     progress.check()
-    return OutputFolder(folder, tuple(output["formats"]), progress)
+    return OutputFolder(
+        folder,
+        tuple(output["formats"]),
+        progress,
+        attention_shown=output["attention"],
+        attention_points=output["attention_points"],
+        sampled_frames=output["sampled_frames"],
+        pictured_clips=output["pictured_clips"],
+    )
+
+
+def _check_points(points: object) -> None:
+    allowed = "null, or a list of pixels [[x,y],...]"
+    if points is None:
+        return
+    if not isinstance(points, list) or not points:
+        raise OptionError("attention_points", points, allowed)
+    for point in points:
+        if (
+            not isinstance(point, list)
+            or len(point) != 2
+            or not all(isinstance(one, int | float) for one in point)
+        ):
+            raise OptionError("attention_points", points, allowed)

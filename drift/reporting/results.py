@@ -16,11 +16,11 @@ from typing import Any
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.table import Table
 
-from drift.metrics.davis import DavisScores, SequenceScore
+from drift.metrics.davis import DavisScores, FrameScore, SequenceScore
 
 __all__ = ["ClipResult", "results_table", "scores_of", "versions", "write_results"]
 
-STAGES = ("decode", "encode", "unet", "kernel", "refine", "write", "score")
+STAGES = ("decode", "encode", "unet", "cache", "kernel", "refine", "attention", "write", "score")
 """Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
 
 
@@ -40,9 +40,14 @@ class ClipResult:
         seconds: wall time of the clip.
         stages: seconds by stage, see `STAGES`.
         overlay: the overlay video, if one was made.
-        attention: the attention figure, if one was made.
+        attention: where the attention figure goes, if one is made.
+        samples: likewise the folder of sampled frames.
         adaptation: how the clip's adapter was learned: steps, losses, and `seconds`, which `seconds` above do
             not hold; empty where nothing was.
+        losses: by what was learned, the loss of each step.
+        head_weights: by layer, one for each head; empty where all count the same.
+        frame_scores: of each object in each frame that was scored.
+        peak_memory: in bytes: on a GPU what this clip took there, on a CPU the process' peak so far.
         warning: why it was given up, or None.
         refinements: how often what became of an object that was to be refined; empty where nothing was.
         defect: why the clip ends before its source does, or None.
@@ -54,7 +59,12 @@ class ClipResult:
     stages: Mapping[str, float]
     overlay: Path | None = None
     attention: Path | None = None
+    samples: Path | None = None
     adaptation: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    head_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    frame_scores: Sequence[FrameScore] = ()
+    peak_memory: int = 0
     warning: str | None = None
     refinements: Mapping[str, int] = field(default_factory=dict)
     defect: str | None = None
@@ -84,7 +94,9 @@ def write_results(
     *,
     config: Mapping[str, Any],
 ) -> None:
-    """Writes `results.csv` (one row per object) and `results.json`, each whole or not at all.
+    """Writes `results.csv` (one row per object), `results.json` and `curves.json`, each whole or not at all.
+
+    The curves are the scores of each frame, the losses of each step and the weights of each head.
 
     Scores are fractions; where nothing was scored they are null in the JSON and empty in the CSV.
 
@@ -96,6 +108,7 @@ def write_results(
     """
     by_name = {score.sequence: score for score in scores.sequences}
     _replace(folder / "results.json", json.dumps(_summary(clips, scores, by_name, config), indent=2) + "\n")
+    _replace(folder / "curves.json", json.dumps({clip.name: _curves(clip) for clip in clips}) + "\n")
     partial = folder / ".results.csv.partial"
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -132,6 +145,10 @@ def _summary(
             **scores_of(score),
             "frames": clip.frames,
             "seconds_per_frame": clip.seconds_per_frame,
+            "seconds_per_frame_by_stage": {
+                stage: seconds / clip.frames for stage, seconds in clip.stages.items()
+            },
+            "peak_memory_mb": round(clip.peak_memory / 1e6, 1),
         }
         if clip.adaptation:
             sequences[clip.name]["adaptation"] = dict(clip.adaptation)
@@ -155,6 +172,20 @@ def _summary(
         "seed": config.get("seed"),
         "config": dict(config),
         "versions": versions(),
+    }
+
+
+def _curves(clip: ClipResult) -> dict[str, Any]:
+    objects: dict[str, dict[str, list[float]]] = {}
+    for one in clip.frame_scores:
+        curve = objects.setdefault(str(one.object_id), {"frames": [], "J": [], "F": []})
+        curve["frames"].append(one.frame)
+        curve["J"].append(round(one.jaccard, 4))
+        curve["F"].append(round(one.boundary, 4))
+    return {
+        "objects": objects,
+        "losses": {name: list(losses) for name, losses in clip.losses.items()},
+        "head_weights": {layer: list(weights) for layer, weights in clip.head_weights.items()},
     }
 
 

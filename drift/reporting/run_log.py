@@ -59,6 +59,8 @@ class RunLog:
             return
         self.console.print(results_table(clips, scores))
         self.console.print(f"masks, overlays and results: {folder}", soft_wrap=True)
+        if (report := folder / "report.html").is_file():
+            self.console.print(f"to look at: {report}", soft_wrap=True)
         if submission:
             self.console.print(f"for the server: {submission}", soft_wrap=True)
 

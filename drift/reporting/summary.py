@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -16,7 +16,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["SweepRow", "SweepSummary", "summary_table", "sweep_rows", "write_summary"]
+__all__ = ["ERROR_FILE", "SweepRow", "SweepSummary", "summary_table", "sweep_rows", "write_summary"]
+
+ERROR_FILE = "error.txt"
+"""In the folder of a run that failed: why."""
 
 _COLUMNS = ("J", "F", "J&F", "seconds_per_frame", "adaptation_seconds")
 
@@ -49,7 +52,8 @@ def sweep_rows(root: Path) -> list[SweepRow]:
     shared = set.intersection(*(set(words) for _, words, _ in found)) if len(found) > 1 else set()
     return [
         SweepRow(
-            " ".join(word for word in words if word not in shared) or "as configured",
+            (" ".join(word for word in words if word not in shared) or "as configured")
+            + (" (failed)" if (root / folder / ERROR_FILE).is_file() else ""),
             folder,
             {column: figures.get(column) for column in _COLUMNS},
         )
@@ -87,7 +91,13 @@ def summary_table(rows: Sequence[SweepRow]) -> Table:
 
 
 class SweepSummary(Callback):
-    """Hydra's callback: keeps what each configuration of a sweep overrides, and sums up at the end."""
+    """Hydra's callback: keeps what each configuration of a sweep overrides, and sums up at the end.
+
+    Attributes:
+        failed: how many runs of the sweep that ended last failed; Hydra makes the callback, and hands nothing out.
+    """
+
+    failed: ClassVar[int] = 0
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Writes a configuration's overrides into its folder."""
@@ -100,8 +110,11 @@ class SweepSummary(Callback):
         """Prints the table and writes `summary.csv` into the sweep's folder."""
         root = Path(config.hydra.sweep.dir)
         rows = sweep_rows(root) if root.is_dir() else []
+        type(self).failed = sum((root / row.folder / ERROR_FILE).is_file() for row in rows)
         if rows:
             write_summary(root / "summary.csv", rows)
             console = Console()
             console.print(summary_table(rows))
             console.print(f"table: {root / 'summary.csv'}", soft_wrap=True)
+            runs = " ".join(str(root / row.folder) for row in rows if row.figures["J&F"] is not None)
+            console.print(f"side by side: python -m drift.reporting.compare {runs}", soft_wrap=True)

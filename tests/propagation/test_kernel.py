@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from drift.errors import OptionError
-from drift.propagation.kernel import attention_map, propagate
+from drift.propagation.kernel import attention_maps, propagate
 
 
 def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None) -> Tensor:
@@ -94,9 +94,15 @@ def test_autocast_changes_nothing():
 
 def test_attention_map_is_what_the_kernel_weighs_with():
     queries, keys, labels = random_problem(2, 6, 7, 8, 3, 4)
-    weights = attention_map(queries[:, 2, 5], keys, temperature=0.7)
-    assert weights.shape == (3, 6, 7)
-    carried = propagate(queries, keys, labels, temperature=0.7).mean(0)[2, 5]
+    weights = attention_maps(queries[:, [2, 0], [5, 1]], keys, temperature=0.7)
+    assert weights.shape == (2, 3, 6, 7)
+    per_head = propagate(queries, keys, labels, temperature=0.7)
+    for weight, place in zip(weights, ((2, 5), (0, 1)), strict=True):
+        carried = per_head.mean(0)[place]
+        assert torch.allclose(torch.einsum("fyx,fyxc->c", weight, torch.stack(labels)), carried, atol=1e-5)
+    shares = torch.tensor([0.9, 0.1])
+    weights = attention_maps(queries[:, 2, 5:6], keys, temperature=0.7, shares=shares)[0]
+    carried = torch.einsum("h,hc->c", shares, per_head[:, 2, 5])
     assert torch.allclose(torch.einsum("fyx,fyxc->c", weights, torch.stack(labels)), carried, atol=1e-5)
 
 

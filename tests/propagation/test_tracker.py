@@ -126,11 +126,13 @@ def test_attention_is_over_the_frames_that_were_attended():
     clip = moving_square(5)
     tracker = Tracker(ColourBackbone(), **OPTIONS | {"temperature": 0.001})
     tracker.step(clip.frames[0], clip.given[0])
-    assert tracker.attention(0, 0)[0] == []
+    assert tracker.attention([(0, 0)]) == ([], {})
     for frame in clip.frames[1:]:
         tracker.step(frame)
     row, column = (int(x.mean()) for x in np.nonzero(clip.truth[4]))
-    indices, weights = tracker.attention(row, column)
+    indices, layers = tracker.attention([(0, 0), (row, column)])
+    assert list(layers) == ["0"]
+    weights = layers["0"][1]
     assert indices == [0, 2, 3]
     assert weights.shape == (3, 12, 16)
     assert weights.sum().item() == pytest.approx(1, abs=1e-4)

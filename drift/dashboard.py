@@ -1,0 +1,174 @@
+"""The Lightning callback that hands a run to the trainer's loggers: figures as they come, W&B's media beside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from drift.callbacks import ResultsWriter
+from drift.metrics.davis import DavisScores, SequenceScore
+from drift.reporting.head_figure import draw_head_weights
+from drift.reporting.loggers import finish
+from drift.reporting.results import ClipResult, scores_of, versions
+from drift.reporting.sampled_frames import errors_path
+
+__all__ = ["Dashboard"]
+
+_COLUMNS = [
+    "sequence",
+    "frames",
+    "J",
+    "F",
+    "J&F",
+    "seconds_per_frame",
+    "peak_memory_mb",
+    "adaptation_seconds",
+]
+
+
+class Dashboard(L.Callback):
+    """Logs each clip when it is done, and the whole set at the end. No logger's failure changes or ends a run.
+
+    Of clips that other processes did, the first one logs all at the end. Which clips have pictures, and how many, is
+    decided where they are made (`output.pictured_clips`, `output.sampled_frames`, `output.formats`).
+
+    Args:
+        config: the resolved configuration.
+        results: gathers the results of all processes; must be called before.
+    """
+
+    def __init__(self, config: Mapping[str, Any], results: ResultsWriter) -> None:
+        self.config, self.results = config, results
+        self._logged: list[str] = []
+        self._failed = False
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the configuration and the versions."""
+        told = {**self.config, "versions": versions()}
+        self._to_all(trainer, lambda logger: logger.log_hyperparams(told))
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: ClipResult | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Logs one clip; its step is the number of the clip."""
+        if outputs is not None and trainer.is_global_zero:
+            self._log_clip(trainer, outputs, self.results.score_so_far(pl_module, outputs.name))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs what other processes did, a table of all clips, and the scores of the whole set."""
+        if not trainer.is_global_zero:
+            return
+        scores = self.results.scores
+        by_name = {one.sequence: one for one in scores.sequences} if scores else {}
+        for clip in self.results.clips:
+            if clip.name not in self._logged:
+                self._log_clip(trainer, clip, by_name.get(clip.name))
+        self._to_all(trainer, lambda logger: self._log_all(logger, scores, by_name))
+        self._finish(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Ends a W&B run that failed, so that the next run of a sweep has one of its own."""
+        self._finish(trainer, exit_code=1)
+
+    def _log_clip(self, trainer: L.Trainer, clip: ClipResult, score: SequenceScore | None) -> None:
+        step = len(self._logged)
+        self._logged.append(clip.name)
+        numbers = _numbers(clip, score)
+        self._to_all(trainer, lambda logger: logger.log_metrics(numbers, step=step))
+        self._to_all(trainer, lambda logger: _log_media(logger, clip, step))
+
+    def _log_all(
+        self, logger: Logger, scores: DavisScores | None, by_name: Mapping[str, SequenceScore]
+    ) -> None:
+        clips = self.results.clips
+        frames = max(sum(clip.frames for clip in clips), 1)
+        numbers = {name: value for name, value in scores_of(scores).items() if value is not None}
+        numbers["seconds_per_frame"] = sum(clip.seconds for clip in clips) / frames
+        numbers["adaptation_seconds"] = sum(clip.adaptation.get("seconds", 0.0) for clip in clips)
+        numbers["peak_memory_mb"] = max((clip.peak_memory / 1e6 for clip in clips), default=0.0)
+        logger.log_metrics(numbers, step=len(clips))
+        if isinstance(logger, WandbLogger):
+            rows = [_row(clip, by_name.get(clip.name)) for clip in clips]
+            logger.log_table("results", columns=_COLUMNS, data=rows)
+            logger.experiment.summary.update(numbers)
+
+    def _finish(self, trainer: L.Trainer, exit_code: int = 0) -> None:
+        try:
+            finish(trainer, exit_code)
+        except Exception as error:
+            self._tell(error)
+
+    def _to_all(self, trainer: L.Trainer, log: Callable[[Logger], None]) -> None:
+        """A dashboard that fails is left alone for the rest of the run, which is said once."""
+        if self._failed or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            try:
+                log(logger)
+            except Exception as error:  # whatever a dashboard's client raises
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._failed:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"warning: the dashboard failed ({reason}); the run goes on without it", file=sys.stderr)
+        self._failed = True
+
+
+def _numbers(clip: ClipResult, score: SequenceScore | None) -> dict[str, float]:
+    numbers = {"seconds_per_frame": clip.seconds_per_frame, "peak_memory_mb": clip.peak_memory / 1e6}
+    numbers |= {f"adaptation/{name}": value for name, value in clip.adaptation.items()}
+    numbers |= {f"refinements/{name}": count for name, count in clip.refinements.items()}
+    numbers |= {name: value for name, value in scores_of(score).items() if value is not None}
+    return {f"{clip.name}/{name}": value for name, value in numbers.items()}
+
+
+def _row(clip: ClipResult, score: SequenceScore | None) -> list[Any]:
+    scores = list(scores_of(score).values())
+    seconds = clip.adaptation.get("seconds")
+    return [clip.name, clip.frames, *scores, clip.seconds_per_frame, clip.peak_memory / 1e6, seconds]
+
+
+def _log_media(logger: Logger, clip: ClipResult, step: int) -> None:
+    """What only W&B can show: losses, head weights, attention, sampled frames and the overlay video."""
+    if not isinstance(logger, WandbLogger):
+        return
+    if clip.losses:
+        _log_losses(logger, clip, step)
+    if clip.head_weights:
+        drawn = draw_head_weights(clip.head_weights, title=f"{clip.name}: head weights")
+        logger.log_image(f"{clip.name}/head_weights", [drawn], step=step)
+    if clip.attention and clip.attention.is_file():
+        logger.log_image(f"{clip.name}/attention", [str(clip.attention)], step=step)
+    if clip.samples and clip.samples.is_dir():
+        overlays = [path for path in sorted(clip.samples.glob("*.jpg")) if path.stem.isdigit()]
+        kinds = {"frames": overlays, "errors": [errors_path(path) for path in overlays]}
+        for kind, paths in kinds.items():
+            there = [path for path in paths if path.is_file()]
+            captions = [f"frame {int(path.name.split('.')[0])}" for path in there]
+            if there:
+                logger.log_image(f"{clip.name}/{kind}", [str(path) for path in there], step, caption=captions)
+    if clip.overlay and clip.overlay.is_file() and clip.samples:
+        logger.log_video(f"{clip.name}/overlay", [str(clip.overlay)], step=step, format=["mp4"])
+
+
+def _log_losses(logger: WandbLogger, clip: ClipResult, step: int) -> None:
+    import wandb  # here: it takes seconds to import, and not every run has a dashboard
+
+    steps = [list(range(len(losses))) for losses in clip.losses.values()]
+    names = list(clip.losses)
+    title = f"{clip.name}: losses of the adaptation"
+    chart = wandb.plot.line_series(steps, [list(one) for one in clip.losses.values()], names, title, "step")
+    logger.experiment.log({f"{clip.name}/losses": chart, "trainer/global_step": step})
