@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,12 +272,7 @@ def _first_line(error: BaseException) -> str:
 def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
     """One line that names the key, the value and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher":
-            return (
-                f"{group}={name}: takes pip install -e '.[sweep]'; here is {', '.join(error.options or ())}"
-            )
-        return f"{group}={name}: allowed is {', '.join(error.options or ())}"
+        return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({_first_line(error)})"
     if isinstance(error, ConfigCompositionException):
@@ -285,6 +280,18 @@ def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
         if unknown:
             return _explain_unknown(unknown.group(1), config_dir, config_name)
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> str:
+    """Of a group's choice that there is not, as `data/coco` or `experiment/grid/head`: what there is."""
+    group, _, name = chosen.partition("/")
+    if group == "hydra":  # plugins bring choices of their own
+        part, _, name = name.partition("/")
+        hint = "takes pip install -e '.[sweep]'; " if part == "launcher" else ""
+        return f"hydra/{part}={name}: {hint}allowed is {', '.join(options)}"
+    paths = sorted((config_dir / group).rglob("*.yaml"))
+    allowed = [path.relative_to(config_dir / group).with_suffix("").as_posix() for path in paths]
+    return f"{group}={name}: allowed is {', '.join(allowed)}"
 
 
 def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 
 from drift.errors import DriftError
 
+if TYPE_CHECKING:
+    import lightning as L
 with suppress(ImportError):  # not on Windows
     import fcntl
 

@@ -17,7 +17,7 @@ from drift.propagation import Tracker
 CHOICES = [
     (path.parent.name, path.stem)
     for path in sorted(evaluate.CONFIGS.glob("*/*.yaml"))
-    if path.parent.name not in ("hydra", "experiment", "tuned")
+    if path.parent.name not in ("hydra", "experiment", "sweep", "tuned")
 ]
 
 

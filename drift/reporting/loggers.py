@@ -70,7 +70,9 @@ def _started(mode: str, **options: str | None) -> WandbLogger:
         finish_timeout_raises=True,
     )
     logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
-    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on; W&B tells every user that it has no effect
+    logger._wandb_init.pop(
+        "anonymous", None
+    )  # Lightning hands it on; W&B tells every user that it has no effect
     logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
     return logger
 
