@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from examples import moving_square, write_davis
 from PIL import Image
 from wandb_files import offline_runs
@@ -158,6 +159,7 @@ def test_a_dashboard_that_cannot_end_is_said(command, monkeypatch):
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", fail)
     status, _, errors = command("logger.mode=offline")
     monkeypatch.undo()
+    wandb.finish()  # else the run of another test would go on in it
     assert status == 0
     assert "upload took too long" in errors
 

@@ -77,7 +77,8 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
         assert f"{name}" in printed
     results = json.loads((out / "results.json").read_text())
     assert set(results["sequences"]) == set(CLIPS)
-    assert set(results["sequences"]["ant"]) == {"J", "F", "J&F", "frames", "seconds_per_frame"}
+    told = {"J", "F", "J&F", "frames", "seconds_per_frame", "seconds_per_frame_by_stage", "peak_memory_mb"}
+    assert set(results["sequences"]["ant"]) == told
     assert results["config"]["seed"] == results["seed"] == 3
     assert results["versions"]["torch"]
     assert set(results["seconds_per_frame_by_stage"]) == {

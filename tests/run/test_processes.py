@@ -12,6 +12,7 @@ import pytest
 from examples import moving_square, write_davis
 from hypothesis import given
 from hypothesis import strategies as st
+from wandb_files import offline_runs
 
 import evaluate
 from drift.processes import longest_first
@@ -57,13 +58,20 @@ def test_every_clip_is_dealt_once_and_evenly(lengths, shares):
 
 def test_processes_merge_their_results_also_where_there_are_more_than_clips(words, tmp_path):
     scores = []
-    for trainer in (["trainer=cpu"], [*DDP, "trainer.devices=3"]):
+    logged = [*DDP, "trainer.devices=3", "logger=wandb", "logger.mode=offline"]
+    for trainer in (["trainer=cpu"], logged):
         out = tmp_path / f"out-{len(scores)}"
         done = run(evaluate.__file__, *words, *trainer, f"output.dir={out}")
         assert done.returncode == 0, done.stderr
         with (out / "results.csv").open() as file:
             scores.append([(row["sequence"], row["J"], row["F"]) for row in csv.DictReader(file)])
     assert scores[0] == scores[1]
+    (dashboard,) = offline_runs(out)  # of all processes' clips
+    for name in CLIPS:
+        assert len(dashboard.values(f"{name}/J&F")) == 1
+        assert len(dashboard.values(f"{name}/overlay")) == 1
+    report = (out / "report.html").read_text("utf-8")
+    assert all(f'data-clip="{name}"' in report for name in CLIPS)
 
 
 def test_a_process_that_is_killed_ends_the_run_with_one_line(words, tmp_path):
