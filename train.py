@@ -25,6 +25,9 @@ def train(config: DictConfig) -> Path:
     try:
         with watched(trainer):
             trainer.predict(module, datamodule=ready.data, return_predictions=False)
+    except Exception:
+        module.end_loggers(exit_code=1)
+        raise
     finally:
         ready.progress.stop()  # an error stands alone
     if trainer.is_global_zero:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from drift.errors import DriftError
 from drift.metrics.davis import DavisScores, SequenceScore
 from drift.module import TrackingModule
+from drift.reporting.never_fatal import never_fatal
 from drift.reporting.report import write_report
 from drift.reporting.results import ClipResult, write_results
 from drift.reporting.run_log import RunLog
@@ -125,7 +124,5 @@ class ReportWriter(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero or not self.results.clips:
             return
-        try:
+        with never_fatal("no report.html"):
             write_report(self.folder)
-        except (DriftError, OSError) as error:  # the masks and results are there: a report never fails a run
-            print(f"warning: no report.html: {error}", file=sys.stderr)

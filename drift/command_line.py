@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -138,9 +139,11 @@ def prepared(config: DictConfig) -> Prepared:
 
 def _number_in_sweep() -> int:
     """Which run of a sweep this is, from 0; 0 where there is one run."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return 0
-    return int(HydraConfig.get().job.num)
+    return int(HydraConfig.get().job.num) if _in_sweep() else 0
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _shows_bars(config: DictConfig) -> bool:
@@ -162,7 +165,7 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         sys.argv[1:] = [
             "output.verbose=true" if word in ("-v", "--verbose") else word for word in sys.argv[1:]
         ]
-    status = 0
+    status = SweepSummary.failed = 0
 
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     def main(config: DictConfig) -> Any:
@@ -174,15 +177,20 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         told = Path(config.output.dir) / ERROR_FILE
         with suppress(OSError):
             told.unlink()
-        if hydra_config.mode == RunMode.MULTIRUN and "joblib" in str(hydra_config.launcher.get("_target_")):
-            claim_gpu(Path(hydra_config.sweep.dir))
         try:
+            if _in_sweep() and "joblib" in str(hydra_config.launcher.get("_target_")):
+                claim_gpu(Path(hydra_config.sweep.dir))
             return task(config)
         except (DriftError, OmegaConfBaseException) as error:
             line = " ".join(str(error).splitlines())
         except OSError as error:
             where = error.filename or f"output.dir={config.output.dir}"
             line = f"{where}: {error.strerror or error}"
+        except Exception as error:  # of a sweep, the other runs go on: a GPU's memory may do for them
+            if not _in_sweep():
+                raise
+            traceback.print_exc()
+            line = f"{type(error).__name__}: {_first_line(error)}"
         status = _fail(line)
         with suppress(OSError):
             told.write_text(f"{line}\n", encoding="utf-8")
@@ -194,10 +202,14 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
             status = 2
     except (HydraException, OmegaConfBaseException) as error:
         status = _fail(_explain(error, config_dir, config_name))
-    except OSError as error:  # the output folder, which Hydra makes
+    except OSError as error:  # the output folder, which Hydra makes, or a launcher without its cluster
         if error.filename is None:
             raise
         status = _fail(f"output.dir={error.filename}: cannot be written ({error.strerror})")
+    except (ValueError, RuntimeError) as error:
+        if not any(word.startswith("hydra/launcher=") for word in sys.argv):
+            raise
+        status = _fail(f"hydra.launcher: {_first_line(error)}")  # runs tell their own errors
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt into an exit of its own.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):

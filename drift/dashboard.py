@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,7 +11,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from drift.callbacks import ResultsWriter
 from drift.metrics.davis import DavisScores, SequenceScore
 from drift.reporting.head_figure import draw_head_weights
-from drift.reporting.loggers import finish
+from drift.reporting.loggers import GuardedLoggers
 from drift.reporting.results import ClipResult, scores_of, versions
 from drift.reporting.sampled_frames import errors_path
 
@@ -44,12 +43,12 @@ class Dashboard(L.Callback):
     def __init__(self, config: Mapping[str, Any], results: ResultsWriter) -> None:
         self.config, self.results = config, results
         self._logged: list[str] = []
-        self._failed = False
+        self._loggers: GuardedLoggers | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the configuration and the versions."""
         told = {**self.config, "versions": versions()}
-        self._to_all(trainer, lambda logger: logger.log_hyperparams(told))
+        self._guarded(trainer).log(lambda logger: logger.log_hyperparams(told))
 
     def on_predict_batch_end(
         self,
@@ -73,21 +72,26 @@ class Dashboard(L.Callback):
         for clip in self.results.clips:
             if clip.name not in self._logged:
                 self._log_clip(trainer, clip, by_name.get(clip.name))
-        self._to_all(trainer, lambda logger: self._log_all(logger, scores, by_name))
-        self._finish(trainer)
+        self._guarded(trainer).log(lambda logger: self._log_all(logger, scores, by_name))
+        self._guarded(trainer).finish()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Ends a W&B run that failed, so that the next run of a sweep has one of its own."""
-        self._finish(trainer, exit_code=1)
+        self._guarded(trainer).finish(exit_code=1)
 
     def _log_clip(self, trainer: L.Trainer, clip: ClipResult, score: SequenceScore | None) -> None:
         step = len(self._logged)
         self._logged.append(clip.name)
         numbers = _numbers(clip, score)
-        self._to_all(trainer, lambda logger: logger.log_metrics(numbers, step=step))
-        self._to_all(trainer, lambda logger: _log_media(logger, clip, step))
+        loggers = self._guarded(trainer)
+        loggers.log(lambda logger: logger.log_metrics(numbers, step=step))
+        loggers.log(lambda logger: _log_media(logger, clip, step), kind="pictures")
+
+    def _guarded(self, trainer: L.Trainer) -> GuardedLoggers:
+        self._loggers = self._loggers or GuardedLoggers(trainer)
+        return self._loggers
 
     def _log_all(
         self, logger: Logger, scores: DavisScores | None, by_name: Mapping[str, SequenceScore]
@@ -103,28 +107,6 @@ class Dashboard(L.Callback):
             rows = [_row(clip, by_name.get(clip.name)) for clip in clips]
             logger.log_table("results", columns=_COLUMNS, data=rows)
             logger.experiment.summary.update(numbers)
-
-    def _finish(self, trainer: L.Trainer, exit_code: int = 0) -> None:
-        try:
-            finish(trainer, exit_code)
-        except Exception as error:
-            self._tell(error)
-
-    def _to_all(self, trainer: L.Trainer, log: Callable[[Logger], None]) -> None:
-        """A dashboard that fails is left alone for the rest of the run, which is said once."""
-        if self._failed or not trainer.is_global_zero:
-            return
-        for logger in trainer.loggers:
-            try:
-                log(logger)
-            except Exception as error:  # whatever a dashboard's client raises
-                self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        if not self._failed:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            print(f"warning: the dashboard failed ({reason}); the run goes on without it", file=sys.stderr)
-        self._failed = True
 
 
 def _numbers(clip: ClipResult, score: SequenceScore | None) -> dict[str, float]:

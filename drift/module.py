@@ -29,6 +29,7 @@ from drift.propagation.tracker import Tracker
 from drift.refinement.refinement import Refinement
 from drift.reporting.clip_attention import keep_clip_attention
 from drift.reporting.clip_output import ClipOutput
+from drift.reporting.never_fatal import never_fatal
 from drift.reporting.output_folder import OutputFolder
 from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
@@ -139,7 +140,7 @@ class TrackingModule(ClipModule):
             losses=earlier.losses,
             head_weights=earlier.head_weights,
             frame_scores=self.score.frame_scores(clip.name),
-            peak_memory=peak_memory(self.backbone.device),
+            peak_memory=earlier.peak_memory,
             refinements=earlier.refinements,
             warning=earlier.warning,
             defect=clip.defect,
@@ -147,6 +148,8 @@ class TrackingModule(ClipModule):
 
     def _adapted_and_tracked(self, clip: Clip, kept: ProgressFile, earlier: ClipProgress) -> ClipProgress:
         """Does the frames that are not done; the figures are those of the whole clip."""
+        if not earlier.done:
+            self.output.forget_pictures(clip)
         watch_peak_memory(self.backbone.device)
         adapter = self.adapted(clip)
         stopwatch, decoding, start = Stopwatch(self.backbone.device), Stopwatch(), time.perf_counter()
@@ -157,13 +160,15 @@ class TrackingModule(ClipModule):
                 seconds = (decoding.seconds, stopwatch.seconds, written.stopwatch.seconds)
                 return ClipProgress(
                     done=done,
-                    seconds=earlier.seconds + time.perf_counter() - start,
+                    # Clips with pictures and those without are to be compared.
+                    seconds=earlier.seconds + time.perf_counter() - start - stopwatch.seconds["attention"],
                     stages=_summed(earlier.stages, *seconds),
                     refinements=_summed(earlier.refinements, tracker.refinements),
                     adaptation=adapter.figures,
                     losses=adapter.losses,
                     head_weights={layer: w.tolist() for layer, w in adapter.head_weights.items()},
                     warning=adapter.warning,
+                    peak_memory=max(earlier.peak_memory, peak_memory(self.backbone.device)),
                 )
 
             if earlier.tracker is not None:
@@ -176,7 +181,10 @@ class TrackingModule(ClipModule):
                 segmented = self._segmented(tracker, clip, index, frame, given)
                 written.add(segmented)
                 if index == max(len(clip) // 2, clip.start + 1) and self._shows_attention(clip):
-                    with stopwatch.stage("attention"):
+                    with (
+                        stopwatch.stage("attention"),
+                        never_fatal(f"{clip.name}: no picture of its attention"),
+                    ):
                         keep_clip_attention(
                             tracker, clip, segmented, self.output, self.output.attention_points
                         )

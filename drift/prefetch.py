@@ -60,7 +60,7 @@ class BackgroundConsumer(Generic[Item]):
     An error of `consume` is raised by the next `put` or by `close`; items after it are dropped.
     """
 
-    def __init__(self, consume: Callable[[Item], None], depth: int = 4) -> None:
+    def __init__(self, consume: Callable[[Item], object], depth: int = 4) -> None:
         self._consume = consume
         self._waiting: queue.Queue = queue.Queue(depth)
         self._error: BaseException | None = None

@@ -41,6 +41,7 @@ class ClipProgress:
         losses: of each step in which it was learned.
         head_weights: that it came to, by layer; empty for equal ones.
         warning: why that was given up, or None.
+        peak_memory: in bytes, see `drift.peak_memory`.
         formats: what was written of them.
         tracker: what it knew then; None where it had not begun, or where the clip is done.
     """
@@ -53,6 +54,7 @@ class ClipProgress:
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
     head_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
     warning: str | None = None
+    peak_memory: int = 0
     formats: Sequence[str] = ()
     tracker: TrackerState | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.module import ClipModule
-from drift.reporting.loggers import finish
+from drift.reporting.loggers import GuardedLoggers
 
 __all__ = ["AdaptersModule"]
 
@@ -15,8 +15,11 @@ __all__ = ["AdaptersModule"]
 class AdaptersModule(ClipModule):
     """Learns what `evaluate.py` would learn before it tracks."""
 
+    _loggers: GuardedLoggers | None = None
+
     def on_predict_start(self) -> None:
         """Draws the bar of clips."""
+        self._loggers = GuardedLoggers(self.trainer)
         if self.progress:
             self.progress.start(int(sum(self.trainer.num_predict_batches)))
 
@@ -28,16 +31,22 @@ class AdaptersModule(ClipModule):
             raise InputError(f"{clip.name}: adapters are learned from masks; give data.mask")
         known = self.adapters.path(clip).exists()
         adapter = self.adapted(clip)
-        for logger in self.trainer.loggers:
-            figures = {f"{clip.name}/adaptation/{key}": value for key, value in adapter.figures.items()}
-            logger.log_metrics(figures, step=batch_idx)
+        figures = {f"{clip.name}/adaptation/{key}": value for key, value in adapter.figures.items()}
+        assert self._loggers
+        self._loggers.log(lambda logger: logger.log_metrics(figures, step=batch_idx))
         if self.progress:
             said = adapter.warning or ("already there" if known else _line(adapter.figures))
             self.progress.clip_done(f"[bold]{clip.name}[/]  {said}")
 
     def on_predict_end(self) -> None:
+        """Ends a W&B run."""
+        self.end_loggers()
+
+    def end_loggers(self, exit_code: int = 0) -> None:
         """Ends a W&B run, so that the next run of a sweep has one of its own."""
-        finish(self.trainer)
+        if self._loggers:
+            self._loggers.finish(exit_code)
+            self._loggers = None
 
 
 def _line(figures: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -268,7 +269,9 @@ class LatentDiffusion(nn.Module, Backbone):
     def _described_once(self) -> dict[str, object]:
         """The description, and in what the model computes."""
         if self._described is None:
-            self._described = self.description
+            configs = [dict(part.config) for part in (self.scheduler, self.vae, self.unet)]
+            told = json.dumps(configs, sort_keys=True, default=str).encode()
+            self._described = {**self.description, "configs": hashlib.sha256(told).hexdigest()}
         kind = self.device.type
         with computing_in(self.precision, self.device):
             computes_in = (

@@ -58,6 +58,8 @@ def load_latent_diffusion(
         InputError: the checkpoint is missing, incomplete or corrupt, or the Hub is out of reach.
         OptionError: an option is out of range.
     """
+    if cache is not None and (not isinstance(cache, str) or not cache):
+        raise OptionError("cache", cache, "a folder, or null")
     folder = _find(checkpoint, revision)
     scheduler = _load(folder, "scheduler", _load_scheduler)
     if prediction_type is not None:

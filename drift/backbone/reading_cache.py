@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from drift.tensor_files import save_tensors
 __all__ = ["ReadingCache", "reading_key"]
 
 _SUFFIX = ".safetensors"
+_ENTRY = re.compile(r"[0-9a-f]{40}\.safetensors")
 _PARTS = ("queries", "keys", "inputs", "prompt_queries")
 _NOISE = "noise"
 _LOOKED_AGAIN = 60.0  # seconds until other processes' entries are counted anew
@@ -46,12 +49,12 @@ def reading_key(
         condition: the prompt's embeddings; None for the model's own prompt, which `described` holds.
         cross: layers whose cross-attention is read too.
     """
-    told = hashlib.blake2b(json.dumps([described, sorted(cross)], sort_keys=True).encode(), digest_size=20)
+    told = hashlib.sha256(json.dumps([described, sorted(cross)], sort_keys=True).encode())
     for tensor in (images, noise, condition):
         told.update(b"none" if tensor is None else f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         if tensor is not None:
             told.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return told.hexdigest()
+    return told.hexdigest()[:40]
 
 
 class ReadingCache:
@@ -59,7 +62,8 @@ class ReadingCache:
 
     An entry is written whole or not at all, and taken only where its checksum holds; else it is computed anew. Where
     the folder is full, entries that were last used before this process began make room; where there are none, or the
-    disk is full, nothing more is kept, which is said once. A run never fails for its cache.
+    disk is full, nothing more is kept, which is said once. A run never fails for its cache, and files of the folder
+    that are not the cache's are left alone.
 
     Args:
         folder: made where it does not exist.
@@ -76,10 +80,10 @@ class ReadingCache:
         positive("cache_gigabytes", gigabytes)
         self.folder, self.most = folder.expanduser(), int(gigabytes * 1e9)
         self.hits = self.misses = 0
-        self._began = time.time()
         self._bytes = 0
         self._counted_at = -_LOOKED_AGAIN
         self._told: set[str] = set()
+        _began()
 
     def load(self, key: str) -> tuple[list[LayerReading], Tensor] | None:
         """The readings of that name, and the state of the noise's generator after them; None where there are none."""
@@ -90,15 +94,14 @@ class ReadingCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if told.get("key") != key or told.get("checksum") != _checksum(tensors):
                 raise SafetensorError("its checksum does not hold")
+        except Exception as error:  # missing, damaged, or removed by another process while it was read
+            self.misses += 1
+            if isinstance(error, SafetensorError | ValueError):
+                with suppress(OSError):
+                    path.unlink()
+            return None
+        with suppress(OSError):  # another user's
             os.utime(path)  # was used
-        except FileNotFoundError:
-            self.misses += 1
-            return None
-        except (SafetensorError, OSError, ValueError):
-            self.misses += 1
-            with suppress(OSError):
-                path.unlink()
-            return None
         self.hits += 1
         noise = tensors.pop(_NOISE)
         return [
@@ -144,7 +147,7 @@ class ReadingCache:
         entries = self._entries()
         self._bytes = sum(entry_size for _, entry_size, _ in entries)
         for used, entry_size, path in sorted(entries):
-            if self._bytes + size <= self.most or used >= self._began:
+            if self._bytes + size <= self.most or used >= _began():
                 break
             with suppress(OSError):
                 path.unlink()
@@ -154,14 +157,14 @@ class ReadingCache:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """When each entry was last used, its size and its file; what a killed process left half-written is removed."""
         found = []
-        for path in self.folder.rglob(f"*{_SUFFIX}*"):
+        for path in (*self.folder.glob("[0-9a-f][0-9a-f]/*"), *self.folder.glob(".partial-*/*")):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another process made room
+            except OSError:  # another process made room
                 continue
-            if path.suffix == _SUFFIX and not path.parent.name.startswith("."):
+            if _ENTRY.fullmatch(path.name) and not path.parent.name.startswith("."):
                 found.append((status.st_mtime, status.st_size, path))
-            elif time.time() - status.st_mtime > _ABANDONED:
+            elif path.parent.name.startswith(".") and time.time() - status.st_mtime > _ABANDONED:
                 with suppress(OSError):
                     path.unlink()
         return found
@@ -170,6 +173,12 @@ class ReadingCache:
         if not self._told:
             print(f"warning: backbone.cache={self.folder}: {what}", file=sys.stderr)
         self._told.add(what)
+
+
+@cache
+def _began() -> float:
+    """When this process first looked for room: about when its first run began."""
+    return time.time()
 
 
 def _reading(name: str, number: int, tensors: Mapping[str, Tensor]) -> LayerReading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ def draw_attention(view: AttentionView, path: Path, *, title: str) -> None:
     across, down = _PANEL * columns, (_PANEL * height / width + _TITLE) * len(rows) + 2 * _TITLE
     figure = Figure(figsize=(across, down), dpi=100)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, y=1 - 0.3 * _TITLE / down, va="top")
+    # A clip's name may hold a $, which is no formula.
+    figure.suptitle(title, fontsize=12, y=1 - 0.3 * _TITLE / down, va="top", parse_math=False)
     edges = {"left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - 2 * _TITLE / down}
     axes = figure.subplots(
         len(rows), columns, squeeze=False, gridspec_kw={**edges, "wspace": 0.03, "hspace": 0.2}
@@ -59,7 +61,7 @@ def draw_attention(view: AttentionView, path: Path, *, title: str) -> None:
         query = view.queries[place]
         name = query.name if len(view.layers) == 1 else f"{query.name}, {layer}"
         _draw_query(of_row[0], view.frame, query)
-        of_row[0].set_title(f"{name}: frame {view.frame_index}", fontsize=9)
+        of_row[0].set_title(f"{name}: frame {view.frame_index}", fontsize=9, parse_math=False)
         weights = view.layers[layer][place]
         strongest = max(float(weights.max()), 1e-12)
         for axis, picture, index, on_frame in zip(
@@ -68,7 +70,9 @@ def draw_attention(view: AttentionView, path: Path, *, title: str) -> None:
             _draw_attended(axis, picture, on_frame / strongest)
             axis.set_title(f"frame {index}: {on_frame.sum():.0%}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
 
 
 def _draw_query(axis: Axes, frame: np.ndarray, query: QueryPoint) -> None:

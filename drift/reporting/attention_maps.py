@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AttentionMaps", "gathered_maps", "jpeg", "load_maps", "save_maps"]
+__all__ = ["MOST_LAYERS", "AttentionMaps", "gathered_maps", "jpeg", "load_maps", "save_maps"]
 
 _CELLS = 24  # along the longer side
-_MOST_LAYERS = 4
-_AT_ONCE = 24  # queries: their attention in full is 100 MB for 480p frames, 15 in memory and 8 heads
+MOST_LAYERS = 4
+"""How many layers' attention is shown."""
+
+_AT_ONCE = 2_400_000  # weights of a head: those of 24 queries for 480p frames and 15 in memory
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,12 @@ def gathered_maps(
     ]
     maps: dict[str, list[Tensor]] = {}
     shares: dict[str, list[Tensor]] = {}
-    for first in range(0, len(pixels), _AT_ONCE):
-        for layer, weights in list(attention(pixels[first : first + _AT_ONCE]).items())[:_MOST_LAYERS]:
+    done, at_once = 0, 1  # the first one tells how large a query's attention is
+    while done < len(pixels):
+        found = attention(pixels[done : done + at_once])
+        done += at_once
+        at_once = max(1, _AT_ONCE // max(weights[0].numel() for weights in found.values()))
+        for layer, weights in list(found.items())[:MOST_LAYERS]:
             weights = weights[:, list(shown)]
             pooled = F.adaptive_avg_pool2d(weights, (rows, columns))
             strongest = pooled.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)

@@ -10,7 +10,7 @@ from drift.clip import Clip
 from drift.formats import SegmentedFrame
 from drift.propagation.tracker import Tracker
 from drift.reporting.attention_figure import AttentionView, draw_attention
-from drift.reporting.attention_maps import AttentionMaps, gathered_maps, jpeg, save_maps
+from drift.reporting.attention_maps import MOST_LAYERS, AttentionMaps, gathered_maps, jpeg, save_maps
 from drift.reporting.output_folder import OutputFolder
 from drift.reporting.query_points import QueryPoint, chosen_points, default_points
 
@@ -53,7 +53,7 @@ def keep_clip_attention(
         queries=queries,
         memory_frames=pictures,
         memory_indices=[indices[place] for place in shown],
-        layers={layer: weights[:, shown].numpy() for layer, weights in layers.items()},
+        layers={layer: layers[layer][:, shown].numpy() for layer in list(layers)[:MOST_LAYERS]},
     )
     title = f"{clip.name}: where queries of frame {segmented.index} attend, over {len(indices)} memory frames"
     draw_attention(view, folder.attention(clip), title=title)

@@ -63,7 +63,9 @@ class ClipOutput:
                 self._again()
             self._stack = stack.pop_all()
         self._saved_at = time.monotonic()
-        self._consumer = BackgroundConsumer[Callable[[], None]](lambda job: job())
+        self._consumer = BackgroundConsumer[Callable[[], object]](lambda job: job())
+        # Its number of threads is settled when PyTorch is first asked, which the kernel's workers must not be before.
+        self._consumer.put(torch.get_num_threads)
         return self
 
     def __exit__(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from drift.options import choice
 
-__all__ = ["finish", "no_logger", "wandb_logger"]
+__all__ = ["GuardedLoggers", "finish", "no_logger", "wandb_logger"]
 
 _FINISH_SECONDS = 120
 
@@ -40,13 +41,16 @@ def wandb_logger(
     choice("mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     modes: list[str] = []
-    with _told("W&B cannot be used"):
+    with _told("W&B cannot be used", "the run goes on without it"):
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
         modes = [mode, "offline"] if mode == "online" else [mode]
-    for one in modes:
-        with _told(f"W&B did not start {one}"):
+    for place, one in enumerate(modes):
+        then = (
+            "the run goes on without it" if place == len(modes) - 1 else "it is kept offline, for wandb sync"
+        )
+        with _told(f"W&B did not start {one}", then):
             return _started(one, project=project, name=name, save_dir=save_dir)
     return None
 
@@ -70,21 +74,55 @@ def _started(mode: str, **options: str | None) -> WandbLogger:
         finish_timeout_raises=True,
     )
     logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
-    logger._wandb_init.pop(
-        "anonymous", None
-    )  # Lightning hands it on; W&B tells every user that it has no effect
+    # Lightning hands it on, and W&B tells every user that it has no effect.
+    logger._wandb_init.pop("anonymous", None)
     logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
     return logger
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, then: str) -> Iterator[None]:
     """Within it, an error becomes a warning: a dashboard never stops a run."""
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"warning: {what} ({reason}); the run goes on without", file=sys.stderr)
+        print(f"warning: {what} ({_reason(error)}); {then}", file=sys.stderr)
+
+
+class GuardedLoggers:
+    """Hands things to a trainer's loggers; one kind of things that fails once is left out for the rest of the run.
+
+    No failure of a dashboard changes or ends a run.
+
+    Args:
+        trainer: whose loggers they are.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        self._failed: set[str] = set()
+
+    def log(self, log: Callable[[Logger], None], *, kind: str = "figures") -> None:
+        """Calls `log` with each logger, in the process that has them."""
+        if self._trainer.is_global_zero and kind not in self._failed:
+            for logger in self._trainer.loggers:
+                self._guarded(kind, partial(log, logger))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Saves what they hold, and ends W&B's run: else the next run of a sweep would go on in it."""
+        self._guarded("end", lambda: finish(self._trainer, exit_code))
+
+    def _guarded(self, kind: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # whatever a dashboard's client raises
+            if not self._failed:
+                print(f"warning: the dashboard failed ({_reason(error)}); the run goes on", file=sys.stderr)
+            self._failed.add(kind)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def finish(trainer: L.Trainer, exit_code: int = 0) -> None:

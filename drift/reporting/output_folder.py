@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from drift.options import choice, whole_number
 from drift.resuming import ProgressFolder, settings_that_count
 
 __all__ = ["OutputFolder", "output_folder"]
+
+_MOST_POINTS = 8  # whose attention is shown: a figure of more rows cannot be read
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,13 @@ class OutputFolder:
         """The picture of what was made of a clip's boxes and clicks."""
         return self.root / "shown" / f"{clip.name}.png"
 
+    def forget_pictures(self, clip: Clip) -> None:
+        """Removes what an earlier run left to be looked at of a clip that is begun anew."""
+        attention = self.attention(clip)
+        for path in (*self.samples(clip).glob("*.jpg"), attention, attention.with_suffix(".npz")):
+            with suppress(OSError):
+                path.unlink()
+
     def keypoints(self, clip: Clip) -> Path:
         """The table of a clip's keypoints."""
         return self.root / "keypoints" / f"{clip.name}.csv"
@@ -106,15 +117,15 @@ def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
 
 
 def _check_points(points: object) -> None:
-    allowed = "null, or a list of pixels [[x,y],...]"
+    allowed = f"null, or a list of at most {_MOST_POINTS} pixels [[x,y],...]"
     if points is None:
         return
-    if not isinstance(points, list) or not points:
+    if not isinstance(points, list) or not 0 < len(points) <= _MOST_POINTS:
         raise OptionError("attention_points", points, allowed)
     for point in points:
-        if (
-            not isinstance(point, list)
-            or len(point) != 2
-            or not all(isinstance(one, int | float) for one in point)
-        ):
+        if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
             raise OptionError("attention_points", points, allowed)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     scored = run.results.get("J&F") is not None
     data = {
-        "clips": _without_nan(run.clips()),
+        "clips": run.clips(),
         "error_colours": [
             {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
             for name, colour in ERROR_COLOURS.items()
@@ -119,15 +118,6 @@ def _total(results: Mapping[str, Any], adapted: bool) -> list[str]:
     cells = [score_cell(results.get(score)).text for score in _SCORES]
     total = ["all objects", "", str(results["frames"]), *cells, f"{results['seconds_per_frame']:.2f}", ""]
     return total + ([f"{results.get('adaptation_seconds', 0.0):.1f}"] if adapted else [])
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with null for what JSON cannot hold, as a loss that is no number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ class ClipResult:
     Attributes:
         name: the sequence.
         frames: how many frames it has.
-        seconds: wall time of the clip.
+        seconds: wall time of the clip, without that of pictures of its attention.
         stages: seconds by stage, see `STAGES`.
         overlay: the overlay video, if one was made.
         attention: where the attention figure goes, if one is made.

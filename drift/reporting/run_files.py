@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,10 @@ def read_run(folder: Path) -> RunFiles:
         raise InputError(f"{path}: no such file; give the output.dir of a run of evaluate.py")
     results = _json(path)
     curves = folder / "curves.json"
-    if not isinstance(results.get("sequences"), dict):
+    if not isinstance(results.get("sequences"), dict) or not results.keys() >= {
+        "frames",
+        "seconds_per_frame",
+    }:
         raise InputError(f"{path}: holds no results of a run")
     return RunFiles(folder, results, _json(curves) if curves.is_file() else {})
 
@@ -108,7 +112,14 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
 def _attention(path: Path) -> dict[str, Any] | None:
     try:
         maps = load_maps(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # a killed run's, or another version's
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):  # another version's, or damaged
         return None
     return {
         "frame": maps.frame_index,

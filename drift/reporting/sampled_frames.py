@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from drift.clip import Clip
 from drift.formats.overlay import draw_overlay, draw_points
 from drift.formats.writer import FrameWriter, SegmentedFrame
 from drift.reporting.attention_maps import jpeg
+from drift.reporting.never_fatal import never_fatal
 
 __all__ = ["ERROR_COLOURS", "SampledFrames", "draw_errors", "errors_path", "sampled_indices"]
 
@@ -40,18 +42,28 @@ class SampledFrames(FrameWriter):
         """See `FrameWriter.add`; frames that were not chosen are passed over."""
         if segmented.index not in self.indices:
             return
+        truth = self.clip.true_mask(segmented.index, segmented.mask.shape)
+        with never_fatal(f"{self.clip.name}: no picture of frame {segmented.index}"):
+            self._add(segmented, truth)
+
+    def _add(self, segmented: SegmentedFrame, truth: np.ndarray | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         drawn = draw_overlay(segmented.frame, segmented.mask)
         if segmented.points:
             drawn = draw_points(drawn, [segmented.points])
         path = self.folder / f"{segmented.index:05d}.jpg"
-        path.write_bytes(jpeg(drawn, longer_side=_LONGER_SIDE))
-        truth = self.clip.true_mask(segmented.index, segmented.mask.shape)
+        _write(path, jpeg(drawn, longer_side=_LONGER_SIDE))
         if truth is not None:
             # An object that is not known yet cannot be missed.
             truth = np.where(np.isin(truth, list(segmented.objects)), truth, np.uint8(0))
             wrong = draw_errors(segmented.frame, segmented.mask, truth)
-            errors_path(path).write_bytes(jpeg(wrong, longer_side=_LONGER_SIDE))
+            _write(errors_path(path), jpeg(wrong, longer_side=_LONGER_SIDE))
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def sampled_indices(clip: Clip, count: int) -> list[int]:

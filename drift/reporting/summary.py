@@ -47,7 +47,8 @@ def sweep_rows(root: Path) -> list[SweepRow]:
         overrides = folder / "overrides.json"
         if overrides.is_file():
             results = folder / "results.json"
-            figures = json.loads(results.read_text("utf-8")) if results.is_file() else {}
+            has_results = results.is_file() and not (folder / ERROR_FILE).is_file()
+            figures = json.loads(results.read_text("utf-8")) if has_results else {}
             found.append((folder.name, json.loads(overrides.read_text("utf-8")), figures))
     shared = set.intersection(*(set(words) for _, words, _ in found)) if len(found) > 1 else set()
     return [
@@ -98,6 +99,11 @@ class SweepSummary(Callback):
     """
 
     failed: ClassVar[int] = 0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forgets which folders an earlier sweep in the same place had."""
+        for overrides in Path(config.hydra.sweep.dir).glob("*/overrides.json"):
+            overrides.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Writes a configuration's overrides into its folder."""

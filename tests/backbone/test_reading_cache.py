@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
-import threading
 import time
 from dataclasses import fields
 
@@ -163,26 +163,68 @@ def test_what_a_killed_process_left_is_removed(load, tmp_path):
     assert not left.exists()
 
 
-def test_two_processes_share_a_cache_at_once(load):
-    backbones = [load(), load()]
+def use(backbone, expected, first):
+    """In a process of its own: reads all frames several times, others than its fellow first."""
+    for turn in range(6):
+        for frame in range(4):
+            frame = (frame + first + turn) % 4
+            assert_equal(expected[frame], read(backbone, frame)[0])
+
+
+def test_two_processes_share_a_cache_that_is_too_small_at_once(load, tmp_path):
     expected = [read(load(cache=None), frame)[0] for frame in range(4)]
-    failures = []
+    read(load())
+    (entry,) = entries(tmp_path)
+    size = entry.stat().st_size
+    backbones = [load(cache_gigabytes=2.5 * size / 1e9) for _ in range(2)]
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=use, args=(backbone, expected, 2 * place))
+        for place, backbone in enumerate(backbones)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not list(tmp_path.glob("cache/.partial-*/*"))
 
-    def work(backbone):
-        try:
-            for _ in range(3):
-                for frame in range(4):
-                    assert_equal(expected[frame], read(backbone, frame)[0])
-        except BaseException as error:
-            failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(backbone,)) for backbone in backbones]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert backbones[0].cache.hits > 4
+def test_files_that_are_not_the_caches_are_left_alone(load, tmp_path):
+    others = [
+        tmp_path / "cache" / name for name in ("model.safetensors", "ab/adapter.safetensors", "model.json")
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(10000))
+        os.utime(path, (time.time() - 10000,) * 2)
+    read(load(cache_gigabytes=1e-9))
+    assert all(path.is_file() for path in others)
+
+
+def test_an_entry_that_cannot_be_touched_is_used_all_the_same(load, monkeypatch):
+    right, *_ = read(load())
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("drift.backbone.reading_cache.os.utime", refuse)
+    again, stages, _ = read(load())
+    assert stages == {"cache"}
+    assert_equal(right, again)
+
+
+@pytest.mark.parametrize("folder", ["", True, 5])
+def test_a_folder_that_is_none_is_named(load, folder):
+    with pytest.raises(OptionError, match="cache"):
+        load(cache=folder)
+
+
+def test_another_schedule_of_the_same_weights_is_another_entry(load):
+    read(load())
+    other = load()
+    other.scheduler.register_to_config(beta_end=0.02)
+    assert "unet" in read(other)[1]
 
 
 @pytest.mark.parametrize("size", [0, -1, "much"])

@@ -106,6 +106,26 @@ def test_attention_map_is_what_the_kernel_weighs_with():
     assert torch.allclose(torch.einsum("fyx,fyxc->c", weights, torch.stack(labels)), carried, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("options", [{"radius": 3}, {"radius": 5, "top_k": 4}, {"top_k": 6}])
+def test_several_threads_carry_what_one_carries(threads, options):
+    problem = random_problem(2, 21, 30, 8, 3, 4)
+    expected = propagate(*problem, **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            assert torch.allclose(propagate(*problem, **options), expected, atol=1e-6)
+        with torch.no_grad():
+            assert torch.allclose(propagate(*problem, **options), expected, atol=1e-6)
+            assert torch.get_num_threads() == threads
+            with pytest.raises(RuntimeError):  # in a thread: one frame's labels have fewer channels
+                propagate(*problem[:2], [problem[2][0][..., :2], *problem[2][1:]], **options)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

@@ -213,6 +213,7 @@ def test_names_from_outside_are_not_taken_for_html(browser, runs, tmp_path):
         ({"results.json": "{"}, "cannot be read"),
         ({"results.json": "[]"}, "holds no results"),
         ({"results.json": "{}"}, "holds no results"),
+        ({"results.json": '{"sequences": {}}'}, "holds no results"),
     ],
 )
 def test_a_folder_that_is_no_runs_is_named(files, named, tmp_path, monkeypatch, capsys):
@@ -230,6 +231,9 @@ def test_a_folder_that_is_no_runs_is_named(files, named, tmp_path, monkeypatch, 
 
 def test_damaged_attention_maps_are_left_out(runs, tmp_path):
     folder = shutil.copytree(runs[0], tmp_path / "run")
-    (folder / "attention" / "ant.npz").write_bytes(b"half")
-    page = write_report(folder).read_text("utf-8")
-    assert page.count('"attention": null') == 1
+    path = folder / "attention" / "ant.npz"
+    whole = path.read_bytes()
+    for damaged in (b"half", b"", whole[: len(whole) // 2], whole[:2000] + bytes(200) + whole[2200:]):
+        path.write_bytes(damaged)
+        page = write_report(folder).read_text("utf-8")
+        assert page.count('"attention": null') == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,13 +84,16 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
         "decode",
         "encode",
         "unet",
+        "cache",
         "kernel",
         "refine",
+        "attention",
         "write",
         "score",
     }
     assert results["seconds_per_frame_by_stage"].pop("refine") == 0  # refinement=none
-    assert all(seconds > 0 for seconds in results["seconds_per_frame_by_stage"].values())
+    unused = {stage for stage, seconds in results["seconds_per_frame_by_stage"].items() if not seconds}
+    assert unused <= {"cache", "refine"}
     assert "seed: 3" in (out / "config.yaml").read_text()
     assert "J&F" in printed
 
@@ -261,17 +263,20 @@ class TestBadInput:
         self.refuse(command(f"data.root={root}", *override.split()), *parts)
 
 
-def test_help_lists_groups_and_main_options():
-    script = Path(evaluate.__file__)
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
+def test_help_lists_groups_and_main_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
     for words in (
         "backbone: sd15, sd21, sd21_base, tiny",
         "data: davis, davis2016, folder, long_videos, mose, sample, video, youtube_vos",
         "propagation.top_k",
         "-m",
+        "hydra/launcher=processes",
     ):
-        assert words in done.stdout
+        assert words in printed
 
 
 def test_a_sweep_runs_each_setting_into_its_own_folder(command, root, tmp_path):
@@ -326,3 +331,49 @@ def test_a_csv_log_holds_the_scores(command, root, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     logged = [float(row["J&F"]) for row in rows if row.get("J&F")]
     assert logged == [pytest.approx(results["J&F"])]
+
+
+def test_pictures_that_cannot_be_made_stop_nothing(command, root, tmp_path):
+    for name in ("samples", "attention"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("no folder")
+    status, printed, errors = command(f"data.root={root}", "data.sequences=[bee]")
+    assert status == 0
+    assert "J&F" in printed
+    assert "no picture of its attention" in errors
+    assert "no picture of frame 0" in errors
+    assert all(line.startswith("warning: bee: ") for line in errors.splitlines())
+
+
+def test_pictures_of_an_earlier_run_are_not_taken_for_this_ones(command, root, tmp_path):
+    command(f"data.root={root}", "data.sequences=[bee]", "output.sampled_frames=4")
+    samples, attention = tmp_path / "out" / "samples" / "bee", tmp_path / "out" / "attention"
+    assert len(list(samples.glob("*.errors.jpg"))) == 4
+    assert len(list(attention.iterdir())) == 2
+    command(f"data.root={root}", "data.sequences=[bee]", "output.sampled_frames=2", "output.attention=false")
+    assert len(list(samples.glob("*.errors.jpg"))) == 2
+    assert not list(attention.iterdir())
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        "5",
+        "[]",
+        "[[1]]",
+        "[[1,nan]]",
+        "[[true,1]]",
+        "[[1,2],[3,4],[5,6],[1,2],[3,4],[5,6],[1,1],[2,2],[3,3]]",
+    ],
+)
+def test_points_whose_attention_cannot_be_shown_are_named(command, root, points):
+    status, _, errors = command(f"data.root={root}", f"output.attention_points={points}")
+    assert status == 2
+    assert errors.startswith("error: output.attention_points=")
+    assert errors.count("\n") == 1
+
+
+def test_chosen_points_are_shown_and_may_lie_outside(command, root, tmp_path):
+    points = "output.attention_points=[[3,4],[500,-3]]"
+    assert command(f"data.root={root}", "data.sequences=[bee]", points)[0] == 0
+    assert (tmp_path / "out" / "attention" / "bee.png").is_file()

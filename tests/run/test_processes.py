@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from wandb_files import offline_runs
 
 import evaluate
+from drift import command_line
 from drift.processes import longest_first
 
 CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 5), ("bee", 4))}
@@ -56,14 +57,16 @@ def test_every_clip_is_dealt_once_and_evenly(lengths, shares):
         assert own == sorted(own, reverse=True)
 
 
-def test_processes_merge_their_results_also_where_there_are_more_than_clips(words, tmp_path):
+def test_processes_merge_their_results_also_where_there_are_more_than_clips(words, tmp_path, monkeypatch):
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, f"output.dir={alone}"])
+    assert command_line.run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == 0
+    logged = ["trainer.devices=3", "logger=wandb", "logger.mode=offline"]
+    done = run(evaluate.__file__, *words, *DDP, *logged, f"output.dir={out}")
+    assert done.returncode == 0, done.stderr
     scores = []
-    logged = [*DDP, "trainer.devices=3", "logger=wandb", "logger.mode=offline"]
-    for trainer in (["trainer=cpu"], logged):
-        out = tmp_path / f"out-{len(scores)}"
-        done = run(evaluate.__file__, *words, *trainer, f"output.dir={out}")
-        assert done.returncode == 0, done.stderr
-        with (out / "results.csv").open() as file:
+    for folder in (alone, out):
+        with (folder / "results.csv").open() as file:
             scores.append([(row["sequence"], row["J"], row["F"]) for row in csv.DictReader(file)])
     assert scores[0] == scores[1]
     (dashboard,) = offline_runs(out)  # of all processes' clips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def write_page(path: Path, template: str, scripts: Sequence[str], data: Any, **t
         style=_included("style.css"),
         charts=_included("charts.js"),
         script=Markup("\n").join(_included(name) for name in scripts),
-        data=Markup(json.dumps(data, allow_nan=False).replace("<", "\\u003c")),
+        data=Markup(json.dumps(_without_nan(data), allow_nan=False).replace("<", "\\u003c")),
         **told,
     )
     partial = path.with_name(f".{path.name}.partial")
@@ -56,3 +57,12 @@ def write_page(path: Path, template: str, scripts: Sequence[str], data: Any, **t
 
 def _included(name: str) -> Markup:
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for what JSON cannot hold, as a loss that is no number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -121,7 +121,7 @@ function attentionCard(clip) {
     cell = attention.first ?? [Math.floor(rows / 2), Math.floor(columns / 2)];
     show();
     section.dataset.ready = "true";
-  });
+  }).catch(() => section.append(element("p", { class: "warning" }, "A picture of this clip is damaged.")));
   return section;
 }
 

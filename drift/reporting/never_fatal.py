@@ -1,0 +1,23 @@
+"""What is only there to be looked at never ends a run, nor changes its results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["never_fatal"]
+
+
+@contextmanager
+def never_fatal(what: str) -> Iterator[None]:
+    """Within it, an error becomes a warning of one line; the rest of the block is left out.
+
+    Args:
+        what: is missing then: "no report.html".
+    """
+    try:
+        yield
+    except Exception as error:  # a full disk, a library that cannot draw it, a service that is out of reach
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"warning: {what} ({reason}); the run goes on", file=sys.stderr)
