@@ -29,6 +29,8 @@ __all__ = [
     "read_lines",
 ]
 
+_GOLDEN = 0.6180339887
+
 
 class _Clips(Dataset[Clip | None]):
     def __init__(self, clips: Sequence[Clip | None]) -> None:
@@ -52,8 +54,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
 
     Attributes:
         scores_last_frame: whether a clip's last frame is scored.
-        first: the place of the clip to begin with; those before it come last. Runs that share a cache and begin with
-            different clips fill it for each other.
+        turn: which one this is of several runs that share a cache, from 0: they begin with clips that lie far apart, so
+            that those that run at once fill it for each other.
 
     Raises:
         OptionError: `root` is missing, or an option is not allowed.
@@ -61,7 +63,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
     """
 
     scores_last_frame = False
-    first = 0
+    turn = 0
     by_hand = "see the data set's own page"
     """Where the data set is to be had, in words."""
 
@@ -135,7 +137,9 @@ class ClipDataModule(L.LightningDataModule, ABC):
         """
         self.setup()
         assert self._clips is not None
-        first = self.first % max(len(self._clips), 1)
+        first = int(
+            len(self._clips) * (self.turn * _GOLDEN % 1)
+        )  # whatever their number, runs are well apart
         clips: list[Clip | None] = [*self._clips[first:], *self._clips[:first]]
         if self.trainer is not None and self.trainer.world_size > 1:
             dealt = longest_first([len(clip) for clip in self._clips], self.trainer.world_size)

@@ -129,7 +129,7 @@ def prepared(config: DictConfig) -> Prepared:
     with options_of("data"):
         data.setup()
         if config.backbone.get("cache"):
-            data.first = _number_in_sweep()
+            data.turn = _number_in_sweep()
     backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
     with options_of("propagation"):
         tracker = make_tracker(backbone)
