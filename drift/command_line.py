@@ -74,17 +74,30 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
             raise DriftError(f"{given}: {_first_line(cause or error)}") from None
 
 
+def _each_would_make_its_own_folder() -> bool:
+    """Whether torchrun or SLURM started several processes, and the folder is named after each one's time."""
+    several = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1
+    named = any(word.startswith(("output.dir=", "hydra.run.dir=")) for word in sys.argv)
+    return several and "trainer=ddp" in sys.argv and not named
+
+
 def prepare_output(config: DictConfig) -> Path:
     """Makes `output.dir` and saves the resolved configuration in it, as `config.yaml`.
 
     Raises:
-        OptionError: the seed or a switch of `output` is not allowed.
+        OptionError: the seed or a switch of `output` is not allowed, or the folder is not the same for all processes.
         InputError: the folder cannot be written.
     """
     whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
     with options_of("output"):
         for name in {"attention", "progress", "report", "verbose", "json_logs"} & config.output.keys():
             choice(name, config.output[name], (True, False))
+    if _each_would_make_its_own_folder():
+        raise OptionError(
+            "output.dir",
+            config.output.dir,
+            "a folder that is given: torchrun's and SLURM's processes share it",
+        )
     folder = Path(config.output.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

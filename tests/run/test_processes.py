@@ -95,3 +95,14 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line(words, tmp_path):
     done = run(script, *words, *DDP, "trainer.devices=2", f"output.dir={tmp_path / 'out'}")
     assert done.returncode == 2
     assert "error: process 1 of 2 was killed by signal 9" in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_processes_that_something_else_starts_need_one_folder(words, tmp_path, monkeypatch, capsys, variable):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, *DDP])
+    assert command_line.run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: output.dir=outputs/")
+    assert errors.count("\n") == 1
