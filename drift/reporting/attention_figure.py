@@ -10,16 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from drift.reporting.query_points import QueryPoint
 
 __all__ = ["AttentionView", "draw_attention"]
 
-_PANEL = 2.9  # inches across
-_TITLE = 0.32  # inches down
+_PANEL = 290  # pixels across
+_TITLE = 24  # pixels down
+_GAP = 6
 
 
 @dataclass(frozen=True)
@@ -44,50 +43,61 @@ class AttentionView:
 
 
 def draw_attention(view: AttentionView, path: Path, *, title: str) -> None:
-    """Draws, for each query and layer, the target with the query and each memory frame under its attention, a PNG."""
+    """Draws, for each query and layer, the target with the query and each memory frame under its attention, a PNG.
+
+    Drawn by Pillow: a plotting library takes over a second for as many panels.
+    """
     height, width = view.frame.shape[:2]
+    size = (_PANEL, max(round(_PANEL * height / width), 1))
     rows = [(place, layer) for place in range(len(view.queries)) for layer in view.layers]
     columns = len(view.memory_frames) + 1
-    across, down = _PANEL * columns, (_PANEL * height / width + _TITLE) * len(rows) + 2 * _TITLE
-    figure = Figure(figsize=(across, down), dpi=100)
-    FigureCanvasAgg(figure)
-    # A clip's name may hold a $, which is no formula.
-    figure.suptitle(title, fontsize=12, y=1 - 0.3 * _TITLE / down, va="top", parse_math=False)
-    edges = {"left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - 2 * _TITLE / down}
-    axes = figure.subplots(
-        len(rows), columns, squeeze=False, gridspec_kw={**edges, "wspace": 0.03, "hspace": 0.2}
-    )
-    for of_row, (place, layer) in zip(axes, rows, strict=True):
+    step_across, step_down = size[0] + _GAP, size[1] + _GAP + _TITLE
+    sheet = Image.new("RGB", (columns * step_across + _GAP, len(rows) * step_down + 2 * _TITLE), "white")
+    text = ImageDraw.Draw(sheet)
+    text.text((sheet.width / 2, _TITLE), title, "black", ImageFont.load_default(17), anchor="mm")
+    greys = [_grey(picture, size) for picture in view.memory_frames]
+    for row, (place, layer) in enumerate(rows):
         query = view.queries[place]
         name = query.name if len(view.layers) == 1 else f"{query.name}, {layer}"
-        _draw_query(of_row[0], view.frame, query)
-        of_row[0].set_title(f"{name}: frame {view.frame_index}", fontsize=9, parse_math=False)
         weights = view.layers[layer][place]
         strongest = max(float(weights.max()), 1e-12)
-        for axis, picture, index, on_frame in zip(
-            of_row[1:], view.memory_frames, view.memory_indices, weights, strict=True
-        ):
-            _draw_attended(axis, picture, on_frame / strongest)
-            axis.set_title(f"frame {index}: {on_frame.sum():.0%}", fontsize=9)
+        panels = [(f"{name}: frame {view.frame_index}", _with_query(view.frame, query, size))]
+        panels += [
+            (f"frame {index}: {on_frame.sum():.0%}", _attended(grey, on_frame / strongest))
+            for index, grey, on_frame in zip(view.memory_indices, greys, weights, strict=True)
+        ]
+        for column, (said, panel) in enumerate(panels):
+            left, top = _GAP + column * step_across, 2 * _TITLE + row * step_down
+            centre = (left + size[0] / 2, top + _TITLE / 2)
+            text.text(centre, said, "black", ImageFont.load_default(13), anchor="mm")
+            sheet.paste(panel, (left, top + _TITLE))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
+    sheet.save(partial, "PNG")
     os.replace(partial, path)
 
 
-def _draw_query(axis: Axes, frame: np.ndarray, query: QueryPoint) -> None:
-    axis.imshow(frame)
-    for colour, size, thickness in (("white", 20, 4), ("red", 18, 2)):
-        axis.plot(query.column, query.row, "+", color=colour, markersize=size, markeredgewidth=thickness)
-    axis.set_axis_off()
+def _with_query(frame: np.ndarray, query: QueryPoint, size: tuple[int, int]) -> Image.Image:
+    """The target frame, and a cross where the query is."""
+    panel = Image.fromarray(frame).resize(size)
+    draw = ImageDraw.Draw(panel)
+    x, y = ((query.column + 0.5) * size[0] / frame.shape[1], (query.row + 0.5) * size[1] / frame.shape[0])
+    for colour, reach, thickness in (("white", 11, 5), ("red", 10, 2)):
+        draw.line((x - reach, y, x + reach, y), colour, thickness)
+        draw.line((x, y - reach, x, y + reach), colour, thickness)
+    return panel
 
 
-def _draw_attended(axis: Axes, picture: np.ndarray, strength: np.ndarray) -> None:
+def _grey(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    grey = np.asarray(Image.fromarray(picture).resize(size).convert("L"), dtype=np.float32)
+    return np.repeat(grey[..., None] / 2 + 80, 3, axis=-1)
+
+
+def _attended(grey: np.ndarray, strength: np.ndarray) -> Image.Image:
     """A memory frame in grey, and over it how strongly each place is attended, from 0 to 1."""
-    height, width = picture.shape[:2]
-    grey = np.repeat(picture.mean(-1, keepdims=True), 3, axis=-1).astype(np.uint8)
-    axis.imshow(grey // 2 + 80)
     strength = cv2.dilate(strength, np.ones((3, 3), np.uint8))  # else a single token cannot be seen
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axis.imshow(strength, cmap="inferno", alpha=np.sqrt(strength), extent=extent, interpolation="bilinear")
-    axis.set_axis_off()
+    strength = cv2.resize(strength, (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_LINEAR)
+    levels = (strength * 255).round().astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    alpha = np.sqrt(strength)[..., None]
+    return Image.fromarray((grey * (1 - alpha) + heat * alpha).round().astype(np.uint8))
