@@ -160,7 +160,7 @@ def test_processes_share_a_sweep_and_one_runs_failure_is_told(checkpoint, root, 
         [
             *(sys.executable, evaluate.__file__, "-m", *launcher),
             *small(checkpoint, root, tmp_path),
-            "propagation.radius=0,-1,4",
+            "propagation.radius=0,-1",
         ],
         capture_output=True,
         text=True,
@@ -170,9 +170,8 @@ def test_processes_share_a_sweep_and_one_runs_failure_is_told(checkpoint, root, 
     assert done.stderr.count("propagation.radius=-1") == 1
     assert done.stdout.count("(failed)") == 1
     assert "propagation.radius" in (tmp_path / "out" / "1" / "error.txt").read_text()
-    for number in (0, 2):
-        assert [row[0] for row in scores(tmp_path / "out" / str(number))] == ["ant", "bee"]
-        assert not (tmp_path / "out" / str(number) / "error.txt").exists()
+    assert [row[0] for row in scores(tmp_path / "out" / "0")] == ["ant", "bee"]
+    assert not (tmp_path / "out" / "0" / "error.txt").exists()
 
 
 def test_what_breaks_in_a_run_ends_that_run_only(command, tmp_path, monkeypatch):
