@@ -69,9 +69,6 @@ class ReadingCache:
         folder: made where it does not exist.
         gigabytes: the most that all entries together take; above 0.
 
-    Attributes:
-        hits, misses: so far.
-
     Raises:
         OptionError: the size is not allowed.
     """
@@ -79,7 +76,6 @@ class ReadingCache:
     def __init__(self, folder: Path, gigabytes: float) -> None:
         positive("cache_gigabytes", gigabytes)
         self.folder, self.most = folder.expanduser(), int(gigabytes * 1e9)
-        self.hits = self.misses = 0
         self._bytes = 0
         self._counted_at = -_LOOKED_AGAIN
         self._told: set[str] = set()
@@ -95,14 +91,12 @@ class ReadingCache:
             if told.get("key") != key or told.get("checksum") != _checksum(tensors):
                 raise SafetensorError("its checksum does not hold")
         except Exception as error:  # missing, damaged, or removed by another process while it was read
-            self.misses += 1
             if isinstance(error, SafetensorError | ValueError):
                 with suppress(OSError):
                     path.unlink()
             return None
         with suppress(OSError):  # another user's
             os.utime(path)  # was used
-        self.hits += 1
         noise = tensors.pop(_NOISE)
         return [
             _reading(name, number, tensors) for number, name in enumerate(json.loads(told["layers"]))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from drift.options import choice
+from drift.reporting.never_fatal import never_fatal, warn
 
-__all__ = ["GuardedLoggers", "finish", "no_logger", "wandb_logger"]
+__all__ = ["GuardedLoggers", "no_logger", "wandb_logger"]
 
 _FINISH_SECONDS = 120
 
@@ -41,7 +40,7 @@ def wandb_logger(
     choice("mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     modes: list[str] = []
-    with _told("W&B cannot be used", "the run goes on without it"):
+    with never_fatal("W&B cannot be used", "the run goes on without it"):
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
@@ -50,7 +49,7 @@ def wandb_logger(
         then = (
             "the run goes on without it" if place == len(modes) - 1 else "it is kept offline, for wandb sync"
         )
-        with _told(f"W&B did not start {one}", then):
+        with never_fatal(f"W&B did not start {one}", then):
             return _started(one, project=project, name=name, save_dir=save_dir)
     return None
 
@@ -80,15 +79,6 @@ def _started(mode: str, **options: str | None) -> WandbLogger:
     return logger
 
 
-@contextmanager
-def _told(what: str, then: str) -> Iterator[None]:
-    """Within it, an error becomes a warning: a dashboard never stops a run."""
-    try:
-        yield
-    except Exception as error:
-        print(f"warning: {what} ({_reason(error)}); {then}", file=sys.stderr)
-
-
 class GuardedLoggers:
     """Hands things to a trainer's loggers; one kind of things that fails once is left out for the rest of the run.
 
@@ -110,24 +100,19 @@ class GuardedLoggers:
 
     def finish(self, exit_code: int = 0) -> None:
         """Saves what they hold, and ends W&B's run: else the next run of a sweep would go on in it."""
-        self._guarded("end", lambda: finish(self._trainer, exit_code))
+        for logger in self._trainer.loggers:
+            self._guarded("end", logger.save)
+            if isinstance(logger, WandbLogger) and self._trainer.is_global_zero:
+                self._guarded("end", partial(_end_run, logger, exit_code))
 
     def _guarded(self, kind: str, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:  # whatever a dashboard's client raises
             if not self._failed:
-                print(f"warning: the dashboard failed ({_reason(error)}); the run goes on", file=sys.stderr)
+                warn("the dashboard failed", error)
             self._failed.add(kind)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def finish(trainer: L.Trainer, exit_code: int = 0) -> None:
-    """Saves what the trainer's loggers hold, and ends W&B's run: else the next run of a sweep would go on in it."""
-    for logger in trainer.loggers:
-        logger.save()
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish(exit_code=exit_code)
+def _end_run(logger: WandbLogger, exit_code: int) -> None:
+    logger.experiment.finish(exit_code=exit_code)

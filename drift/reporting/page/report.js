@@ -118,7 +118,7 @@ function attentionCard(clip) {
       show();
     });
     layers.addEventListener("change", show);
-    cell = attention.first ?? [Math.floor(rows / 2), Math.floor(columns / 2)];
+    cell = [Math.floor(rows / 2), Math.floor(columns / 2)];
     show();
     section.dataset.ready = "true";
   }).catch(() => section.append(element("p", { class: "warning" }, "A picture of this clip is damaged.")));
