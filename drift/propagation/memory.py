@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from drift.options import whole_number
 
@@ -34,13 +33,20 @@ class RememberedFrame:
     points: tuple[Tensor, ...]
     noise: Tensor
 
-    def labels_of(self, layer: int, channels: int, points: int) -> Tensor:
-        """A layer's labels, then its points; those that came after this frame are nowhere in it."""
+    @property
+    def known(self) -> tuple[int, int]:
+        """The number of label channels and of points that were known at this frame."""
+        return self.labels[0].shape[-1], self.points[0].shape[-1]
+
+    def labels_of(self, layer: int, known: tuple[int, int]) -> Tensor:
+        """A layer's labels, then its points, of those `known` at an earlier frame.
+
+        Objects that appeared later count as background.
+        """
+        channels, points = known
         labels, places = self.labels[layer], self.points[layer]
-        return torch.cat(
-            [F.pad(labels, (0, channels - labels.shape[-1])), F.pad(places, (0, points - places.shape[-1]))],
-            dim=-1,
-        )
+        background = labels[..., :1] + labels[..., channels:].sum(-1, keepdim=True)
+        return torch.cat([background, labels[..., 1:channels], places[..., :points]], dim=-1)
 
 
 class Memory:
@@ -58,6 +64,16 @@ class Memory:
     def frames(self) -> list[RememberedFrame]:
         """Those whose mask was given, then the recent ones, oldest first."""
         return [*self._given, *self._recent]
+
+    def epochs(self) -> list[tuple[tuple[int, int], list[RememberedFrame]]]:
+        """Subsets of the memory by what its frames know, from the fewest objects to all of them.
+
+        A frame that was remembered before an object appeared holds that object's pixels as background, so it abstains
+        for that object. Each entry is a number of channels and points, and the frames that know all of them.
+        """
+        frames = self.frames()
+        known = sorted({frame.known for frame in frames})
+        return [(least, [frame for frame in frames if frame.known >= least]) for least in known]
 
     def add(self, frame: RememberedFrame) -> None:
         """Keeps a frame: for ever where its mask was given, else until `recent` newer ones have come."""

@@ -294,9 +294,30 @@ class Tracker:
     def _propagate(
         self, compared: Sequence[Comparison], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "channels rows columns"], Float[Tensor, "points rows columns"]]:
-        """The labels and the points that the heads carry here, by their shares, on the finest grid."""
-        channels, points = 1 + len(self.object_ids), len(self.point_names)
-        total = torch.zeros(channels + points, *grid, device=self.backbone.device)
+        """Labels and points propagated to this frame, on the finest grid; each from the frames that know it."""
+        device = self.backbone.device
+        labels, heat = torch.zeros(0, *grid, device=device), torch.zeros(0, *grid, device=device)
+        for known, remembered in self.memory.epochs():
+            channels, points = known
+            carried = self._carried(compared, known, remembered, grid)
+            fresh = list(range(len(labels), channels))
+            if len(labels):
+                labels = F.pad(labels, (0, 0, 0, 0, 0, len(fresh)))
+                labels = merge_given(labels, carried[fresh], fresh)
+            else:
+                labels = carried[:channels]
+            heat = torch.cat([heat, carried[channels + len(heat) : channels + points]])
+        return labels, heat
+
+    def _carried(
+        self,
+        compared: Sequence[Comparison],
+        known: tuple[int, int],
+        remembered: Sequence[RememberedFrame],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "channels rows columns"]:
+        """Labels, then points, that all heads propagate from these frames of the memory."""
+        total = torch.zeros(sum(known), *grid, device=self.backbone.device)
         for layer, one in enumerate(compared):
             used = one.shares.nonzero()[:, 0]
             if not len(used):
@@ -304,15 +325,15 @@ class Tracker:
             factor = downsampling(grid[0], one.queries.shape[1])
             per_head = propagate(
                 _heads(one.queries, used),
-                [_heads(frame.keys[layer], used) for frame in self._attended],
-                [frame.labels_of(layer, channels, points) for frame in self._attended],
+                [_heads(frame.keys[layer], used) for frame in remembered],
+                [frame.labels_of(layer, known) for frame in remembered],
                 temperature=self.temperature,
                 radius=None if self.radius is None else -(-self.radius // factor),
                 top_k=self.top_k,
             )
             carried = torch.einsum("h,hyxc->cyx", one.shares[used].to(per_head), per_head)
             total += unpooled(carried[None], grid)[0]
-        return total[:channels], total[channels:]
+        return total
 
     def _refined(self, labels: Tensor, frame: Tensor, given: Tensor | None) -> SoftLabels:
         """Labels with the frame's size, and sharpened where there is a refiner and something to sharpen."""

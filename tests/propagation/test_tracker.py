@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from datamodules.sample import Sample
 from drift.backbone import load_latent_diffusion
 from drift.errors import InputError, OptionError
 from drift.propagation import SoftLabels, Tracker
@@ -68,6 +69,23 @@ def test_objects_may_appear_later():
     assert iou(labels[2].mask() == 7, late) == 1
     assert iou(labels[2].mask() == 1, clip.truth[2]) > 0.6, "the first object is propagated meanwhile"
     assert set(np.unique(labels[4].mask())) <= {0, 1, 7}
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_frames": 1}, {"top_k": 1}])
+def test_objects_of_a_later_mask_are_followed_as_if_tracking_began_there(options):
+    (clip,) = Sample(max_side=216).predict_dataloader()
+    frames = [clip.reduced_frame(clip.frames[t]) for t in range(9)]
+    masks = {t: clip.reduced_mask(clip.truth[t]) for t in (0, 5)}
+    first = np.where(masks[0] == 1, 1, 0).astype(np.uint8)
+    both, later = (Tracker(ColourBackbone(), **OPTIONS | options) for _ in range(2))
+    for t, frame in enumerate(frames):
+        found = both.step(frame, {0: first, 5: masks[5]}.get(t))
+        alone = later.step(frame, masks[5]) if t == 5 else later.step(frame) if t > 5 else None
+    sizes = [int((found.mask() == number).sum()) for number in (1, 2, 3)]
+    expected = [int((alone.mask() == number).sum()) for number in (1, 2, 3)]
+    assert min(expected) > 100
+    assert all(0.8 < size / wanted < 1.25 for size, wanted in zip(sizes, expected, strict=True))
+    assert torch.allclose(found.probabilities.sum(0), torch.ones(()), atol=1e-5)
 
 
 def test_a_mask_on_a_later_frame_corrects_an_object():
@@ -237,6 +255,14 @@ def test_absent_objects_leave_the_mask_and_the_rest_stays():
 def test_memory_rejects_a_negative_length():
     with pytest.raises(OptionError, match="memory_frames"):
         Memory(-1)
-    frame = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),), torch.zeros(1))
-    both = frame.labels_of(0, channels=4, points=3)
-    assert both[0, 0].tolist() == [1, 1, 0, 0, 1, 0, 0]
+
+
+def test_memory_frames_abstain_for_objects_that_they_do_not_know():
+    early = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),), torch.zeros(1))
+    late = RememberedFrame(5, True, (), (torch.ones(2, 2, 4),), (torch.ones(2, 2, 1),), torch.zeros(1))
+    memory = Memory(2)
+    memory.add(early)
+    memory.add(late)
+    assert memory.epochs() == [((2, 1), [early, late]), ((4, 1), [late])]
+    assert late.labels_of(0, (2, 1))[0, 0].tolist() == [3, 1, 1], "later objects count as background"
+    assert late.labels_of(0, (4, 1))[0, 0].tolist() == [1, 1, 1, 1, 1]
