@@ -7,9 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drift.adaptation.setup import folder_to_use
+from drift.adaptation.adapter_files import AdapterFolder
 from drift.callbacks import ReportWriter, ResultsWriter
-from drift.command_line import build, options_of, prepared, run
+from drift.command_line import build, load_models, options_of, run, start_run
 from drift.dashboard import Dashboard
 from drift.errors import DriftError, InputError
 from drift.metrics.davis import DavisScore, DavisScores
@@ -27,26 +27,13 @@ def evaluate(config: DictConfig) -> DavisScores:
     settings = OmegaConf.to_container(config, resolve=True)
     with options_of("output"):
         output = output_folder(settings)  # before anything is written into it
-    ready = prepared(config)
-    data, console, folder = ready.data, ready.console, ready.folder
+    started = start_run(config)
+    data, folder = started.data, started.folder
     submission = data.submission()
     if submission and "masks" not in output.formats:
-        raise DriftError("output.formats: must hold masks, which the data set's server is to score")
-    with options_of("adaptation"):
-        adapters = folder_to_use(
-            build(config, "adaptation"), ready.backbone, ready.tracker, folder / "adapters"
-        )
-    module = TrackingModule(
-        ready.backbone,
-        refiner=build(config, "refinement"),
-        make_tracker=ready.make_tracker,
-        adapters=adapters,
-        score=DavisScore(data.sequences, last_frame=data.scores_last_frame),
-        output=output.of(data.sequences),
-        progress=ready.progress,
-    )
+        raise DriftError("output.formats: must contain masks, which the data set's server scores")
     log = RunLog(
-        console,
+        started.console,
         as_json=config.output.json_logs,
         verbose=config.output.verbose,
         last_frame=data.scores_last_frame,
@@ -54,8 +41,20 @@ def evaluate(config: DictConfig) -> DavisScores:
     results = ResultsWriter(settings, log)
     reports = [ReportWriter(folder, results)] if config.output.report else []
     callbacks = [results, Dashboard(settings, results), *reports]
-    logger = build(config, "logger")
-    trainer = build(config, "trainer", logger=logger or False, callbacks=callbacks)
+    trainer = build(config, "trainer", logger=build(config, "logger") or False, callbacks=callbacks)
+    models = load_models(config, trainer.strategy.root_device)
+    with options_of("adaptation"):
+        adapters = AdapterFolder.to_read(models.adaptation, models.propagation, folder / "adapters")
+    module = TrackingModule(
+        models.backbone,
+        refiner=models.refiner,
+        make_tracker=models.make_tracker,
+        adapters=adapters,
+        score=DavisScore(data.sequences, last_frame=data.scores_last_frame),
+        output=output.of(data.sequences),
+        progress=started.progress,
+        waits_for_device=bool(config.output.verbose),
+    )
     with watched(trainer):
         trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:

@@ -1,42 +1,44 @@
-"""Learns an adapter for each of a data set's clips, for `evaluate.py` to use: `python train.py --help`."""
+"""Learns an adapter for each clip of a data set, for `evaluate.py` to use: `python train.py --help`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from drift.adaptation.setup import folder_to_fill
-from drift.command_line import build, options_of, prepared, run
-from drift.processes import watched
-from drift.training import AdaptersModule
+from drift.adaptation.adapter_files import AdapterFolder
+from drift.adapter_training import learn_adapters
+from drift.command_line import build, load_models, options_of, run, start_run
+from drift.errors import OptionError
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def train(config: DictConfig) -> Path:
-    """Learns what is missing in `output.dir`, and gives that folder."""
-    ready = prepared(config)
+    """Learns the adapters that are missing in `output.dir`; returns that folder."""
+    started = start_run(config)
+    trainer = config.trainer
+    fabric = Fabric(
+        accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.get("strategy", "auto")
+    )
+    fabric.launch()
+    models = load_models(config, fabric.device)
     with options_of("adaptation"):
-        adapters = folder_to_fill(build(config, "adaptation"), ready.backbone, ready.tracker, ready.folder)
-    module = AdaptersModule(ready.backbone, adapters=adapters, progress=ready.progress)
-    trainer = build(config, "trainer", logger=build(config, "logger") or False)
-    try:
-        with watched(trainer):
-            trainer.predict(module, datamodule=ready.data, return_predictions=False)
-    except Exception:
-        module.end_loggers(exit_code=1)
-        raise
-    finally:
-        ready.progress.stop()  # an error stands alone
-    if trainer.is_global_zero:
-        ready.console.print(f"adapters: {ready.folder}", soft_wrap=True)
-        ready.console.print(
-            f"use them: python evaluate.py ... adaptation=drift adaptation.checkpoints={ready.folder}",
-            soft_wrap=True,
-        )
-    return ready.folder
+        if not models.adaptation.learns:
+            raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
+    adapters = AdapterFolder(models.adaptation, models.propagation, started.folder)
+    clips = started.data.clips_of(fabric.global_rank, fabric.world_size)
+    logger = build(config, "logger") if fabric.is_global_zero else None
+    learn_adapters(
+        clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
+    )
+    fabric.barrier()
+    if fabric.is_global_zero:
+        use = f"python evaluate.py ... adaptation.checkpoints={started.folder}"
+        started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
+    return started.folder
 
 
 if __name__ == "__main__":

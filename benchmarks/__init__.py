@@ -1,1 +1,1 @@
-"""One script per claim about speed or memory; each runs the alternative beside ours: `python -m benchmarks.NAME`."""
+"""Scripts behind the claims about quality, speed and memory: `python -m benchmarks.NAME`."""

@@ -1,86 +1,112 @@
 """Textual inversion beside the plain loop: `python -m benchmarks.adaptation --json FILE`.
 
-Plain: every step encodes the views anew and runs the whole UNet forwards and backwards, as public code for textual
-inversion does. Ours keeps what does not change, ends the pass at the last map that the loss reads, and takes
-gradients through the keys alone. Both optimise the same loss, from the same start, with the same optimiser, on the
-first frame of the clip that ships with drift, read under the learned prompt: the time is that to the same loss
-(within 1 %). Then one step of each on a UNet of Stable Diffusion 2.1's size with random weights.
+Plain loop: every step encodes and noises the views anew and runs the whole model forwards and backwards, as public code
+for textual inversion does. Ours computes latents once, keeps queries for some steps, ends a pass at the last layer that
+the loss needs, and backpropagates through the keys only. Both fit the same loss from the same initial embeddings with
+the same optimiser, on the first frame of the sample clip. Measured is the time to the same loss (within 1 %), under the
+learned and under the backbone's own prompt; then the time per step with a UNet of Stable Diffusion 2.1's size and
+random weights.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.measuring import arguments, paired_seconds, report
 from datamodules.sample import Sample
-from drift.adaptation.prompts import first_embeddings
-from drift.adaptation.textual_inversion import PromptInversion, chosen_cross_layers
-from drift.adaptation.views import View, augmented_views
-from drift.backbone import LatentDiffusion, load_latent_diffusion
+from drift.adaptation import PromptOptions, TextualInversion, fit
+from drift.backbones import Backbone, StableDiffusion, load_backbone
 from drift.command_line import keep_freed_memory
-from drift.pretrain.text import build_tokenizer
+from drift.precision import resolved_precision
 
 LAYERS = ["up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]
+Figures = dict[str, float | int | str]
 
 
-def inversion(
-    backbone: LatentDiffusion, views: list[View], *, tokens: int, conditioned: bool = True, refresh: int = 1
-) -> tuple[PromptInversion, Tensor]:
-    """One object's and the background's slots on these views, and the embeddings to start from."""
-    cross, spreading = chosen_cross_layers(backbone, None, None)
-    task = PromptInversion(
-        backbone,
-        views,
-        [1],
-        known=None,
-        tokens=tokens,
-        cross_layers=cross,
-        self_layer=spreading,
-        self_weight=1.0,
-        diffusion_weight=0.0,
-        conditioned=conditioned,
-        refresh=refresh,
-        generator=torch.Generator().manual_seed(0),
-    )
-    base = backbone.condition().float()
-    return task, first_embeddings(base, 2, tokens, torch.Generator().manual_seed(0))
+class PlainLoop(TextualInversion):
+    """Textual inversion that computes everything in every step.
+
+    Attributes:
+        target_loss: the fit ends at the first step whose loss is this low.
+    """
+
+    target_loss: float = float("-inf")
+
+    def on_fit_start(self) -> None:
+        """Encodes and noises the views; the noise is the same every time."""
+        state = self._noise.get_state()
+        super().on_fit_start()
+        self._noise.set_state(state)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """The loss on all views."""
+        return self.logged(self.exact_loss())
+
+    def exact_loss(self) -> torch.Tensor:
+        """The loss by a pass of the whole model over views that are encoded and noised anew."""
+        self.on_fit_start()
+        assert self._batch is not None
+        return self.loss(self._batch, self.attend(self._batch, output=True))
+
+    def on_train_epoch_end(self) -> None:
+        """Ends the fit at the target."""
+        super().on_train_epoch_end()
+        self.trainer.should_stop = self.trainer.should_stop or self.losses[-1] <= self.target_loss
 
 
-def plain_step(task: PromptInversion, views: list[View]) -> Callable[[Tensor], Tensor]:
-    """The loss of one step of the plain loop."""
-
-    def loss(embeddings: Tensor) -> Tensor:
-        for view in views:
-            task.backbone.encode(view.image[None].to(task.backbone.device))
-        return task.plain_loss(embeddings)
-
-    return loss
+def fitted_seconds(module: TextualInversion, steps: int) -> float:
+    """Seconds to fit a module for at most `steps` steps."""
+    start = time.perf_counter()
+    fit(module, steps=steps, patience=steps, tolerance=0.0)
+    return time.perf_counter() - start
 
 
-def optimise(
-    loss_of: Callable[[Tensor], Tensor], start: Tensor, *, steps: int, rate: float, until: float | None = None
-) -> tuple[float, int, Tensor]:
-    """Seconds, steps and the embeddings they led to: of all steps, or of those until a loss is as low as `until`."""
-    embeddings = torch.nn.Parameter(start.clone())
-    optimizer = torch.optim.Adam([embeddings], lr=rate)
-    lowest, began, done = float("inf"), time.perf_counter(), 0
-    while done < steps and not (until is not None and lowest <= until):
-        loss = loss_of(embeddings)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        lowest, done = min(lowest, float(loss.detach())), done + 1
-    return time.perf_counter() - began, done, embeddings.detach()
+def compare_to_same_loss(
+    backbone: Backbone,
+    frame: np.ndarray,
+    mask: np.ndarray,
+    options: PromptOptions,
+    *,
+    steps: int,
+    most: int,
+) -> Figures:
+    """Seconds, steps and final loss of ours, and of the plain loop until it reaches that loss.
+
+    Args:
+        backbone: a backbone with a prompt.
+        frame, mask: the given frame.
+        options: options of textual inversion.
+        steps: steps of ours.
+        most: upper bound of the plain loop's steps.
+    """
+    ours = TextualInversion(backbone, frame, mask, options)
+    seconds = fitted_seconds(ours, steps)
+    exact = PlainLoop(backbone, frame, mask, options)
+    with torch.no_grad():  # queries kept by ours may be some steps old
+        exact.embeddings.copy_(ours.embeddings)
+        reached = float(exact.exact_loss())
+    plain = PlainLoop(backbone, frame, mask, options)
+    plain.target_loss = 1.01 * reached
+    plain_seconds = fitted_seconds(plain, most)
+    return {
+        "seconds_ours": seconds,
+        "steps_ours": len(ours.losses),
+        "loss_ours": reached,
+        "seconds_plain": plain_seconds,
+        "steps_plain": len(plain.losses),
+        "loss_plain": plain.losses[-1],
+        "target_reached_plain": str(plain.losses[-1] <= plain.target_loss).lower(),
+        "speedup": plain_seconds / seconds,
+    }
 
 
-def stable_diffusion_21() -> LatentDiffusion:
-    """A backbone of Stable Diffusion 2.1's size with random weights; its text encoder has two layers only."""
+def stable_diffusion_21() -> StableDiffusion:
+    """A backbone of Stable Diffusion 2.1's size with random weights."""
     unet = UNet2DConditionModel(
         sample_size=96,
         cross_attention_dim=1024,
@@ -94,95 +120,74 @@ def stable_diffusion_21() -> LatentDiffusion:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
     )
-    tokenizer = build_tokenizer(["a photo"])
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=1024,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-    )
-    return LatentDiffusion(
-        vae=vae,
-        unet=unet,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
+    dtype = resolved_precision("auto", "cpu")
+    return StableDiffusion(
+        vae=vae.to(dtype),
+        unet=unet.to(dtype),
         scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
+        prompt=torch.randn(1, 77, 1024, generator=torch.Generator().manual_seed(0)),
         layers=["up_blocks.2.attentions.1", "up_blocks.2.attentions.2"],
         timestep=51,
-        precision="auto",
     )
+
+
+def compare_steps(backbone: Backbone, side: int, options: PromptOptions, *, runs: int) -> Figures:
+    """Seconds per step on a random image, over as many steps as ours has between two passes of the model."""
+    frame = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8).numpy()
+    mask = np.zeros((side, side), np.uint8)
+    mask[side // 4 : side // 2, side // 4 : side // 2] = 1
+    steps = max(1, options.refresh)
+    seconds = paired_seconds(
+        {
+            kind.__name__: lambda kind=kind: fitted_seconds(kind(backbone, frame, mask, options), steps)  # type: ignore[misc]
+            for kind in (TextualInversion, PlainLoop)
+        },
+        runs=runs,
+    )
+    ours, plain = seconds["TextualInversion"] / steps, seconds["PlainLoop"] / steps
+    return {
+        "sd21_pixels": side,
+        "sd21_step_seconds_ours": ours,
+        "sd21_step_seconds_plain": plain,
+        "sd21_step_speedup": plain / ours,
+    }
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=60, help="of ours; the plain loop gets as many as it needs"
-    )
-    parser.add_argument("--most", type=int, default=200, help="steps after which the plain loop is given up")
-    parser.add_argument("--refresh", type=int, default=3, help="our steps between two passes of the UNet")
-    parser.add_argument("--tokens", type=int, default=36, help="of each slot")
-    parser.add_argument("--rate", type=float, default=0.3, help="Adam's learning rate")
+    parser.add_argument("--steps", type=int, default=60, help="number of our steps")
+    parser.add_argument("--most", type=int, default=200, help="upper bound of the plain loop's steps")
+    parser.add_argument("--refresh", type=int, default=PromptOptions.refresh, help="our steps between passes")
+    parser.add_argument("--tokens", type=int, default=36, help="tokens of a slot")
+    parser.add_argument("--rate", type=float, default=0.3, help="learning rate of Adam")
+    parser.add_argument("--prompts", nargs="+", choices=("learned", "own"), default=["learned", "own"])
     parser.add_argument("--checkpoint", default="embedded:tiny")
     parser.add_argument("--layers", type=lambda text: text.split(","), default=LAYERS)
-    parser.add_argument("--side", type=int, help="reduce the picture's longer side to so many pixels")
-    parser.add_argument(
-        "--sd-side", type=int, default=256, help="pixels of the large UNet's picture; 0: leave it out"
-    )
+    parser.add_argument("--side", type=int, help="longer side of the frame in pixels; default: full size")
+    parser.add_argument("--sd-side", type=int, default=256, help="side of the large UNet's image; 0: skip it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    backbone = load_latent_diffusion(options.checkpoint, layers=options.layers, timestep=20, precision="auto")
+    backbone = load_backbone(options.checkpoint, layers=options.layers, timestep=20)
     (clip,) = Sample(max_side=options.side).predict_dataloader()
-    mask = clip.reduced_mask((clip.given[0] == 1).astype("uint8"))
-    picture = clip.reduced_frame(clip.frames[0])
-    views = augmented_views(picture, mask, count=1, reach=40, stride=backbone.stride, seed=0)
-    figures: dict[str, float | int | str] = {"threads": options.threads}
-    for name, conditioned in (("", True), ("_unconditioned", False)):
-        task, start = inversion(
-            backbone, views, tokens=options.tokens, conditioned=conditioned, refresh=options.refresh
+    frame, mask = clip.given_frames()[0]
+    mask = (mask == 1).astype(np.uint8)
+    figures: Figures = {"threads": options.threads, "refresh": options.refresh}
+    for prompt in options.prompts:
+        prompt_options = PromptOptions(
+            tokens=options.tokens,
+            conditioned=prompt == "learned",
+            refresh=options.refresh,
+            learning_rate=options.rate,
         )
-        ours = optimise(task.loss, start, steps=options.steps, rate=options.rate)
-        with torch.no_grad():  # what we end with, from the whole UNet: kept queries may be some steps old
-            reached = float(task.plain_loss(ours[2]))
-        plain = optimise(
-            plain_step(task, views), start, steps=options.most, rate=options.rate, until=1.01 * reached
+        compared = compare_to_same_loss(
+            backbone, frame, mask, prompt_options, steps=options.steps, most=options.most
         )
-        with torch.no_grad():
-            theirs = float(task.plain_loss(plain[2]))
-        figures |= {
-            f"seconds_ours{name}": ours[0],
-            f"steps_ours{name}": ours[1],
-            f"loss_ours{name}": reached,
-            f"seconds_plain{name}": plain[0],
-            f"steps_plain{name}": plain[1],
-            f"loss_plain{name}": theirs,
-            f"gave_up{name}": str(plain[1] == options.most).lower(),
-            f"speedup{name}": plain[0] / ours[0],
-        }
+        figures |= {f"{name}_{prompt}_prompt": value for name, value in compared.items()}
     if options.sd_side:
-        figures |= _one_step_each(stable_diffusion_21(), options.sd_side, options.runs)
+        large = PromptOptions(tokens=1, refresh=options.refresh, learning_rate=0.1)
+        figures |= compare_steps(stable_diffusion_21(), options.sd_side, large, runs=options.runs)
     report("Textual inversion, ours beside the plain loop", figures, options.json)
-
-
-def _one_step_each(backbone: LatentDiffusion, side: int, runs: int) -> dict[str, float | int | str]:
-    picture = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8).numpy()
-    mask = torch.zeros(side, side, dtype=torch.uint8)
-    mask[side // 4 : side // 2, side // 4 : side // 2] = 1
-    views = augmented_views(picture, mask.numpy(), count=0, reach=40, stride=backbone.stride, seed=0)
-    task, start = inversion(backbone, views, tokens=1)
-    plain = plain_step(task, views)
-    calls = {
-        "ours": lambda: optimise(task.loss, start, steps=1, rate=0.1),
-        "plain": lambda: optimise(plain, start, steps=1, rate=0.1),
-    }
-    seconds = paired_seconds(calls, runs=runs)
-    return {
-        "sd21_pixels": side,
-        "sd21_step_seconds_ours": seconds["ours"],
-        "sd21_step_seconds_plain": seconds["plain"],
-        "sd21_step_speedup": seconds["plain"] / seconds["ours"],
-    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Peak memory of a short and of a long clip: `python -m benchmarks.long_clip --json FILE`.
 
-The sample clip, run forth and back until it is long enough, is encoded as a video and goes through the whole run
-(decoding, tracking and writing) in a process of its own for each length; the peaks should be equal.
+The sample clip, played forwards and backwards until it is long enough, is encoded as a video. For each length, a
+separate process decodes it, tracks its objects and writes the output; the peaks should be equal.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 
 from benchmarks.measuring import arguments, peak_process_bytes, report
+from benchmarks.quality import composed
 from datamodules.sample import Sample
 from datamodules.video import Video
-from drift.adaptation.setup import folder_to_use
-from drift.command_line import build, keep_freed_memory
+from drift.adaptation.adapter_files import AdapterFolder
+from drift.command_line import keep_freed_memory, load_models
 from drift.formats import FORMATS
 from drift.formats.video_encoding import VideoEncoder
 from drift.image_files import write_mask
@@ -28,11 +28,9 @@ from drift.module import TrackingModule
 from drift.reporting.output_folder import OutputFolder
 from drift.resuming import ProgressFolder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 
 def write_long(path: Path, frames: int, side: int) -> Path:
-    """An mp4 of the sample clip, forth and back until it is long enough, its longer side of `side` pixels."""
+    """Writes the sample clip as an mp4, played forwards and backwards, with a longer side of `side` pixels."""
     (sample,) = Sample().predict_dataloader()
     pictures = [_reduced(frame, side, cv2.INTER_AREA) for frame in sample.frames]
     there_and_back = [*pictures, *pictures[-2:0:-1]]
@@ -52,17 +50,14 @@ def _reduced(picture: np.ndarray, side: int, interpolation: int) -> np.ndarray:
 
 
 def run(video: Path, formats: tuple[str, ...]) -> None:
-    """Tracks the objects of a video whose first mask lies beside it, and writes all there is to write."""
+    """Tracks the objects of a video whose first mask is the PNG beside it, and writes all output."""
     (clip,) = Video(video, mask=video.with_suffix(".png")).predict_dataloader()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("evaluate")
     folder = video.parent / f"{video.stem}-output"
-    backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
-    settings = build(config, "adaptation")
+    models = load_models(composed("refinement=none"), torch.device("cpu"))
     module = TrackingModule(
-        backbone,
-        make_tracker=make_tracker,
-        adapters=folder_to_use(settings, backbone, make_tracker(backbone), folder / "adapters"),
+        models.backbone,
+        make_tracker=models.make_tracker,
+        adapters=AdapterFolder.to_read(models.adaptation, models.propagation, folder / "adapters"),
         score=DavisScore([clip.name]),
         output=OutputFolder(folder, formats, ProgressFolder(folder)),
     )
@@ -72,11 +67,11 @@ def run(video: Path, formats: tuple[str, ...]) -> None:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs=2, default=(100, 500), help="the two lengths")
-    parser.add_argument("--side", type=int, default=427, help="pixels of the longer side")
+    parser.add_argument("--side", type=int, default=427, help="longer side in pixels")
     parser.add_argument(
         "--formats", nargs="+", default=["masks", "overlay", "coco", "boxes"], choices=FORMATS
     )
-    parser.add_argument("--only", type=Path, help="track this video alone")
+    parser.add_argument("--only", type=Path, help="only track this video")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
@@ -92,7 +87,7 @@ def main() -> None:
             start = time.perf_counter()
             peaks.append(peak_process_bytes("benchmarks.long_clip", *words))
             figures[f"peak_megabytes_{frames}_frames"] = peaks[-1] / 1e6
-            figures[f"seconds_a_frame_{frames}_frames"] = (time.perf_counter() - start) / frames
+            figures[f"seconds_per_frame_{frames}_frames"] = (time.perf_counter() - start) / frames
     figures["memory_ratio"] = peaks[1] / peaks[0]
     report("Peak memory by length of the clip", figures, options.json)
 

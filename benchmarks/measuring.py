@@ -1,4 +1,4 @@
-"""What the benchmarks share: time and peak memory of a call, the table and the JSON."""
+"""Functions of all benchmarks: time and peak memory of a call, table and JSON of the figures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ __all__ = ["arguments", "paired_seconds", "peak_process_bytes", "report", "write
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+    """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="write the figures into this file")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs of each; the median counts")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="number of timed runs, of which the median is reported"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     return parser
 
 
 def paired_seconds(calls: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turn, A B A B, after one warm-up of each."""
+    """Median seconds of each call. Calls are timed in turn (A B A B), after a warm-up of each."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -41,9 +43,9 @@ def paired_seconds(calls: Mapping[str, Callable[[], object]], *, runs: int) -> d
 
 
 def peak_process_bytes(module: str, *words: str) -> int:
-    """Peak resident memory of `python -m module words`, as Linux counts it.
+    """Peak resident memory of `python -m module words` on Linux.
 
-    Read from /proc, since `getrusage` starts from the peak of the process that started this one.
+    Read from /proc, since `getrusage` includes the peak of the parent process.
     """
     code = (
         "import pathlib, runpy, sys; sys.argv = sys.argv[1:]; "
@@ -67,6 +69,6 @@ def report(title: str, figures: Mapping[str, float | int | str], path: Path | No
 
 
 def write_json(figures: Mapping[str, float | int | str], path: Path | None) -> None:
-    """Writes the figures as one flat JSON object, where a path is given."""
+    """Writes the figures as one flat JSON object, unless `path` is None."""
     if path is not None:
         path.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")

@@ -1,13 +1,15 @@
 """The pointing game: `python -m benchmarks.pointing --pictures ROOT`.
 
-On composites of two named objects that no training saw, does the cross-attention map of an object's name
-have its maximum on that object? Chance is the share of the picture that the objects cover.
+On composites of two named objects that no training has used: the fraction of objects that contain the maximum of their
+name's cross-attention map. Chance level is the fraction of the image that an object covers.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,32 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.measuring import arguments, write_json
-from drift.backbone import LatentDiffusion, load_latent_diffusion
-from drift.backbone.attention import recorded, self_attention_layers
-from drift.pretrain.pictures import Cutout, load_pictures
-from drift.pretrain.scenes import Scene, imagine, render
-from drift.pretrain.text import token_places
+from drift.backbones import PromptBackbone, as_prompt_backbone, load_backbone
+from drift.backbones.checkpoint_files import find_checkpoint, needed_files
+from drift.propagation.kernel import attention_logits
+from pretraining.pictures import Cutout, load_pictures
+from pretraining.scenes import Scene, imagine, render
+from pretraining.text import token_places
 
-__all__ = ["Composite", "composites", "main", "name_maps"]
+__all__ = ["Composite", "TextEncoder", "composites", "hits", "main", "name_maps"]
 
-_SEED = 1_000_003  # far from any seed that a training uses
+_SEED = 1_000_003  # not used by any training
+_MEAN = "mean of all"
 
 
 @dataclass(frozen=True)
 class Composite:
-    """A picture `(3, side, side)` in [0, 1], its caption, and of each object the name and where it shows."""
+    """An image of two objects.
+
+    Attributes:
+        image: `(3, side, side)` RGB in [0, 1].
+        caption: names both objects.
+        names: names of the objects.
+        shown: visible pixels of the objects, `(side, side)` bool.
+    """
 
     image: Tensor
     caption: str
@@ -40,10 +52,32 @@ class Composite:
     shown: tuple[np.ndarray, np.ndarray]
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenizer and text encoder of a checkpoint."""
+
+    tokenizer: CLIPTokenizer
+    model: CLIPTextModel
+
+    @classmethod
+    def of(cls, checkpoint: str) -> TextEncoder:
+        """Loads those of a checkpoint in diffusers' layout."""
+        folder = find_checkpoint(checkpoint, partial(needed_files, dtype=torch.float32))
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        return cls(tokenizer, CLIPTextModel.from_pretrained(folder / "text_encoder").eval())
+
+    @torch.no_grad()
+    def __call__(self, caption: str) -> Tensor:
+        """Embeddings of a caption, `(1, tokens, dim)`."""
+        tokens = self.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        embeddings: Tensor = self.model(tokens).last_hidden_state
+        return embeddings
+
+
 def composites(
     cutouts: Sequence[Cutout], grounds: Sequence[np.ndarray], *, count: int, side: int, seed: int = _SEED
 ) -> list[Composite]:
-    """Scenes of two objects of different names, each between a twentieth and a third of the picture."""
+    """Scenes of two objects with different names, which cover 5 % to 33 % of the image each."""
     random, found = np.random.default_rng(seed), list[Composite]()
     while len(found) < count:
         scene = imagine(cutouts, grounds, random, kinds=2)
@@ -65,73 +99,70 @@ def _composite(scene: Scene, image: np.ndarray, shown: Sequence[np.ndarray]) -> 
 
 @torch.no_grad()
 def name_maps(
-    backbone: LatentDiffusion, composite: Composite, layers: Sequence[str], timestep: int
+    backbone: PromptBackbone, text: TextEncoder, composite: Composite, layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Per layer the mean over heads and tokens of each name's map, `(2, rows, columns)`."""
-    latents = backbone.encode(composite.image[None])
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(latents.shape, generator=generator)
-    noisy = backbone.scheduler.add_noise(latents, noise, torch.tensor([timestep]))
-    tokens = backbone.tokenizer(composite.caption, padding="max_length", return_tensors="pt").input_ids
-    condition = backbone.text_encoder(tokens).last_hidden_state
-    places = [token_places(backbone.tokenizer, composite.caption, name) for name in composite.names]
-    with recorded(backbone.unet, [], cross=layers) as recording:
-        backbone.unet(noisy, timestep, encoder_hidden_states=condition)
-    return {
-        layer: torch.stack([reading.logits().softmax(-1)[0, ..., where].mean((0, -1)) for where in places])
-        for layer, reading in recording.cross_attention.items()
-    }
+    """Cross-attention maps of both names by layer, the mean over heads and the name's tokens, `(2, rows, columns)`."""
+    noisy = backbone.noised(backbone.encode(composite.image[None]), torch.Generator().manual_seed(0))
+    prompt = text(composite.caption)
+    places = [token_places(text.tokenizer, composite.caption, name) for name in composite.names]
+    queries = backbone.attend(noisy, prompt, cross=layers).prompt_queries
+    maps = {}
+    for layer in layers:
+        keys = backbone.prompt_keys(layer, prompt[0])
+        attention = attention_logits(queries[layer][0].flatten(1, 2), keys).softmax(-1).mean(0)
+        of_names = torch.stack([attention[:, tokens].mean(-1) for tokens in places])
+        maps[layer] = of_names.unflatten(1, queries[layer].shape[2:4])
+    return maps
 
 
 def hits(maps: Tensor, composite: Composite) -> list[bool]:
-    """Whether each name's maximum lies on its object."""
+    """Whether the maximum of each name's map lies on its object."""
     side = composite.shown[0].shape[0]
     fine = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]
-    return [bool(part.flat[int(one.argmax())]) for one, part in zip(fine, composite.shown, strict=True)]
+    return [bool(shown.flat[int(name.argmax())]) for name, shown in zip(fine, composite.shown, strict=True)]
 
 
 def _mean_map(maps: Sequence[Tensor]) -> Tensor:
-    """Layers of different grids, each divided by its mean, on the finest grid."""
-    finest = max((one.shape[-2:] for one in maps), key=lambda grid: grid[0] * grid[1])
-    scaled = [one / one.mean((-2, -1), keepdim=True) for one in maps]
-    return torch.stack([F.interpolate(one[None], finest, mode="bilinear")[0] for one in scaled]).mean(0)
+    """Mean of maps of different grids, each divided by its mean, on the finest grid."""
+    finest = max((layer.shape[-2:] for layer in maps), key=lambda grid: grid[0] * grid[1])
+    scaled = [layer / layer.mean((-2, -1), keepdim=True) for layer in maps]
+    return torch.stack([F.interpolate(layer[None], finest, mode="bilinear")[0] for layer in scaled]).mean(0)
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, default=Path("/"), help="as for python -m drift.pretrain")
+    parser.add_argument(
+        "--pictures", type=Path, default=Path("/"), help="folder of images, see python -m pretraining"
+    )
     parser.add_argument("--checkpoint", default="embedded:tiny")
-    parser.add_argument("--count", type=int, default=100, help="composites, two objects each")
-    parser.add_argument("--timesteps", type=lambda text: [int(one) for one in text.split(",")])
+    parser.add_argument("--count", type=int, default=100, help="number of composites")
+    parser.add_argument(
+        "--timesteps", type=lambda text: [int(word) for word in text.split(",")], default=[100, 300, 500]
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    timesteps = options.timesteps or [100, 300, 500]
-    backbone = load_latent_diffusion(options.checkpoint, layers=["up_blocks.1.attentions.0"], timestep=0)
-    layers = list(self_attention_layers(backbone.unet))
     scenes = composites(*load_pictures(options.pictures), count=options.count, side=224)
-    found: dict[tuple[str, int], list[bool]] = {}
-    for composite in track(scenes, description="composites", transient=True):
-        for timestep in timesteps:
-            maps = name_maps(backbone, composite, layers, timestep)
-            for layer, one in maps.items():
-                found.setdefault((layer, timestep), []).extend(hits(one, composite))
-            found.setdefault(("mean of all", timestep), []).extend(
-                hits(_mean_map(list(maps.values())), composite)
-            )
-    chance = float(np.mean([part.mean() for scene in scenes for part in scene.shown]))
-    _print(found, [*layers, "mean of all"], timesteps, chance)
-    figures = {f"{layer} at {timestep}": float(np.mean(one)) for (layer, timestep), one in found.items()}
+    text, found = TextEncoder.of(options.checkpoint), defaultdict[tuple[str, int], list[bool]](list)
+    for timestep in options.timesteps:
+        backbone = load_backbone(options.checkpoint, precision="float32", timestep=timestep)
+        prompted = as_prompt_backbone(backbone, "checkpoint", options.checkpoint)
+        layers = list(prompted.attention_layers)
+        for composite in track(scenes, description=f"composites, τ = {timestep}", transient=True):
+            maps = name_maps(prompted, text, composite, layers)
+            for layer, names in (maps | {_MEAN: _mean_map(list(maps.values()))}).items():
+                found[layer, timestep] += hits(names, composite)
+    chance = float(np.mean([shown.mean() for scene in scenes for shown in scene.shown]))
+    figures = {f"{layer} at {timestep}": float(np.mean(hit)) for (layer, timestep), hit in found.items()}
+    _print(figures, [*layers, _MEAN], options.timesteps, chance)
     write_json({"composites": len(scenes), "chance": chance, **figures}, options.json)
 
 
-def _print(
-    found: dict[tuple[str, int], list[bool]], layers: Sequence[str], timesteps: Sequence[int], chance: float
-) -> None:
-    table = Table("cross-attention layer", title=f"pointing game: share of hits (chance: {chance:.3f})")
+def _print(figures: dict[str, float], layers: Sequence[str], timesteps: Sequence[int], chance: float) -> None:
+    table = Table("cross-attention layer", title=f"Pointing game: fraction of hits (chance: {chance:.3f})")
     for timestep in timesteps:
         table.add_column(f"τ = {timestep}", justify="right")
     for layer in layers:
-        table.add_row(layer, *(f"{np.mean(found[layer, timestep]):.3f}" for timestep in timesteps))
+        table.add_row(layer, *(f"{figures[f'{layer} at {timestep}']:.3f}" for timestep in timesteps))
     Console().print(table)
 
 

@@ -1,10 +1,10 @@
-"""The kernel beside the dense form that peers use: `python -m benchmarks.propagation --json FILE`.
+"""The kernel beside the dense form of DINO and DIFT: `python -m benchmarks.propagation --json FILE`.
 
-Dense: the normalised affinity of all target tokens to all memory tokens, exponentiated, times a 0/1
-neighbourhood mask, its top-k entries per target token, normalised, times the labels.
+Dense: the affinity of all target tokens to all memory tokens is exponentiated, multiplied by a 0/1 neighbourhood mask,
+restricted to the top-k entries per target token, normalised, and multiplied by the labels.
 
-Both give the same labels. Time is the median of runs taken in turn in one process; memory is what each adds to the
-peak resident memory of a process that holds the same inputs and runs it once.
+Both give the same labels. Time is the median of runs in turn in one process; memory is the increase of the peak
+resident memory over that of a process with the same inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drift.propagation import propagate
 def dense(
     queries: Tensor, keys: list[Tensor], labels: list[Tensor], *, temperature: float, radius: int, top_k: int
 ) -> Tensor:
-    """One head, `(height, width, dim)`: labels `(height, width, channels)`."""
+    """Labels `(height, width, channels)` propagated by a single head; queries and keys are `(height, width, dim)`."""
     height, width, _ = queries.shape
     memory = torch.stack(keys).flatten(0, 2)
     affinity = torch.exp(memory @ queries.flatten(0, 1).T / temperature)  # (memory tokens, target tokens)
@@ -32,8 +32,8 @@ def dense(
     affinity *= near.float().repeat(len(keys), 1)
     weights, tokens = affinity.topk(top_k, dim=0)
     weights /= weights.sum(0)
-    carried = torch.einsum("kn,knc->nc", weights, torch.stack(labels).flatten(0, 2)[tokens])
-    return carried.unflatten(0, (height, width))
+    propagated = torch.einsum("kn,knc->nc", weights, torch.stack(labels).flatten(0, 2)[tokens])
+    return propagated.unflatten(0, (height, width))
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def main() -> None:
     parser.add_argument("--memory-frames", type=int, default=21)
     parser.add_argument("--radius", type=int, default=15)
     parser.add_argument("--top-k", type=int, default=15)
-    parser.add_argument("--dim", type=int, default=128, help="of a query")
+    parser.add_argument("--dim", type=int, default=128, help="dimension of a query")
     parser.add_argument("--objects", type=int, default=3)
-    parser.add_argument("--only", choices=("inputs", "ours", "dense"), help="run one alone, once")
+    parser.add_argument("--only", choices=("inputs", "ours", "dense"), help="run only this, once")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     calls = _calls(options)
@@ -95,9 +95,9 @@ def _calls(options) -> dict[str, Callable[[], Tensor]]:  # type: ignore[no-untyp
         for _ in range(options.memory_frames)
     ]
     settings = {"temperature": 0.1, "radius": options.radius, "top_k": options.top_k}
-    one_head = [key[None] for key in keys]
+    with_head = [key[None] for key in keys]
     return {
-        "ours": lambda: propagate(queries[None], one_head, labels, **settings),
+        "ours": lambda: propagate(queries[None], with_head, labels, **settings),
         "dense": lambda: dense(queries, keys, labels, **settings),
     }
 

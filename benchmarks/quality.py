@@ -1,9 +1,9 @@
-"""The embedded model beside what needs none: `python -m benchmarks.quality ROOT --json FILE --figure FILE`.
+"""The embedded model beside baselines: `python -m benchmarks.quality ROOT --json FILE --figure FILE`.
 
-On any folder in DAVIS-2016's layout, every row in one run: the first mask copied; the mask warped from
-frame to frame by dense optical flow (OpenCV DIS, medium); and label propagation with one kernel, whose
-options are tuned for each row, on raw colour patches, on the model with random weights, on ImageNet
-features (EfficientNet-lite0), and on the model as it ships, by cosine similarity and by queries and keys.
+Rows, on a folder in DAVIS-2016's layout, in one run: the first mask copied; the mask warped from frame to frame by
+dense optical flow (OpenCV DIS, medium); and label propagation, with options tuned for each row, on colour patches, on
+the model with random weights, on ImageNet features (EfficientNet-lite0), and on the embedded model, by cosine
+similarity and by attention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.measuring import arguments, write_json
 from benchmarks.wrapping import SharedFeatures
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from datamodules.davis import Davis2016
-from drift.backbone import Backbone
+from drift.backbones import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
@@ -58,17 +58,17 @@ PATCHES = {
 }
 IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 6, "memory_frames": 14}
 IMAGENET_BLOCKS = (4, 10)
-"""Options of the rows that have no configuration, as `python -m benchmarks.tuning` found them."""
+"""Options of the rows that have no configuration, found by `python -m benchmarks.tuning`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """A row of the table.
 
     Attributes:
-        name: what the table calls it.
-        features: rows of one name share their features, which are then computed once a frame.
-        masks: all masks of a clip, first frame first, on a stopwatch with the stages of a tracker.
+        name: name in the table.
+        features: name of its features; rows with the same features share their backbone. Empty for none.
+        masks: yields the masks of all frames of a clip; measures the stages of a tracker.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figures:
-    """A row's scores, and its seconds a frame for features and for all else but decoding."""
+    """Scores of a row, and seconds per frame for features and for propagation."""
 
     scores: DavisScores
     feature_seconds: float
@@ -98,28 +98,28 @@ def tracked(
 
 def _untracked(method: Callable[[Clip], Iterator[np.ndarray]]) -> Callable[..., Iterator[np.ndarray]]:
     def masks(clip: Clip, stopwatch: Stopwatch) -> Iterator[np.ndarray]:
-        carried = method(clip)
+        predicted = method(clip)
         for _ in range(len(clip)):
             with stopwatch.stage("kernel"):
-                mask = next(carried)
+                mask = next(predicted)
             yield mask
 
     return masks
 
 
 def composed(*overrides: str) -> Any:
-    """The configuration of `evaluate.py` with these words."""
+    """The configuration of `evaluate.py` with overrides."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("evaluate", overrides=list(overrides))
 
 
 def options_of_tracker(config: Any) -> dict[str, Any]:
-    """What a `Tracker` is made with."""
+    """Keyword arguments of `Tracker`."""
     return {str(name): value for name, value in config.propagation.items() if str(name)[0] != "_"}
 
 
 def randomised(backbone: Any) -> Any:
-    """The same model with weights as before any training."""
+    """The backbone with its weights replaced by random ones."""
     torch.manual_seed(0)
     for module in backbone.modules():
         if hasattr(module, "reset_parameters"):
@@ -128,39 +128,38 @@ def randomised(backbone: Any) -> Any:
 
 
 def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
-    """The rows of these names; None for all. Only what they need is loaded.
+    """The rows with the given names; None for all. Only the models that they need are loaded.
 
     Args:
-        names: `copy`, `flow`, `colour`, `random`, `imagenet`, `cosine`, `attention`.
-        overrides: of the configuration of the model's rows.
+        names: any of `copy`, `flow`, `colour`, `imagenet`, `random`, `cosine`, `attention`.
+        overrides: Hydra overrides of the model's rows.
     """
-    makers: dict[str, Callable[[], Row]] = {}
-    makers["copy"] = lambda: Row("copy", "", _untracked(copy_first_mask))
-    makers["flow"] = lambda: Row("flow", "", _untracked(warp_by_flow))
-    makers["colour"] = lambda: Row("colour", "colour", tracked(ColourPatches(), PATCHES))
-    makers["imagenet"] = lambda: Row(
-        "imagenet", "imagenet", tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)
-    )
-    shared: dict[str, Backbone] = {}
+    backbones: dict[str, Backbone] = {}
 
-    def model(name: str, propagation: str, features: str) -> Row:
-        config = composed(f"propagation={propagation}", *overrides)
-        if features not in shared:
+    def model(name: str, features: str, *propagation: str) -> Row:
+        config = composed(*propagation, *overrides)
+        if features not in backbones:
             backbone = build(config, "backbone")
-            shared[features] = SharedFeatures(randomised(backbone) if features == "random" else backbone)
-        return Row(name, features, tracked(shared[features], options_of_tracker(config)))
+            backbones[features] = SharedFeatures(randomised(backbone) if features == "random" else backbone)
+        return Row(name, features, tracked(backbones[features], options_of_tracker(config)))
 
-    makers["random"] = lambda: model("random", "attention", "random")
-    makers["cosine"] = lambda: model("cosine", "cosine", "model")
-    makers["attention"] = lambda: model("attention", "attention", "model")
+    makers: dict[str, Callable[[], Row]] = {
+        "copy": lambda: Row("copy", "", _untracked(copy_first_mask)),
+        "flow": lambda: Row("flow", "", _untracked(warp_by_flow)),
+        "colour": lambda: Row("colour", "colour", tracked(ColourPatches(), PATCHES)),
+        "imagenet": lambda: Row("imagenet", "imagenet", tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)),
+        "random": lambda: model("random", "random"),
+        "cosine": lambda: model("cosine", "model", "propagation=tiny_cosine"),
+        "attention": lambda: model("attention", "model"),
+    }
     unknown = set(names or []) - makers.keys()
     if unknown:
-        raise SystemExit(f"no row {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+        raise SystemExit(f"unknown row {', '.join(sorted(unknown))}; expected {', '.join(makers)}")
     return [makers[name]() for name in names or makers]
 
 
 def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
-    """Scores and times of all rows on all clips, frame by frame side by side, so that features are shared."""
+    """Scores and times of all rows. The rows process each frame in turn, so that features are shared."""
     scores = {row.name: DavisScore(data.sequences) for row in chosen}
     watches = {row.name: Stopwatch() for row in chosen}
     frames = 0
@@ -168,9 +167,9 @@ def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
         masks = {row.name: row.masks(clip, watches[row.name]) for row in chosen}
         for index in range(len(clip)):
             truth = torch.from_numpy(clip.truth[index])
-            for name, carried in masks.items():
+            for name, predicted in masks.items():
                 scores[name].update(
-                    torch.from_numpy(next(carried)),
+                    torch.from_numpy(next(predicted)),
                     truth,
                     sequence=clip.name,
                     frame=index,
@@ -178,22 +177,22 @@ def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
                     objects=(1,),
                 )
         frames += len(clip)
-    first = {row.features: row.name for row in reversed(chosen)}  # the row that pays for the features
+    computes = {row.features: row.name for row in reversed(chosen)}  # the first row with these features
     figures = {}
     for row in chosen:
-        paid, own = watches[first[row.features]].seconds, watches[row.name].seconds
-        features = (paid["encode"] + paid["unet"]) / frames if row.features else 0.0
-        figures[row.name] = Figures(scores[row.name].compute(), features, own["kernel"] / frames)
+        features = watches[computes[row.features]].seconds["features"] / frames
+        kernel = watches[row.name].seconds["kernel"] / frames
+        figures[row.name] = Figures(scores[row.name].compute(), features, kernel)
     return figures
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder in DAVIS-2016's layout")
-    parser.add_argument("--sequences", type=lambda text: text.split(","), help="a,b: only these")
+    parser.add_argument("--sequences", type=lambda text: text.split(","), help="a,b: only these clips")
     parser.add_argument("--rows", type=lambda text: text.split(","), help="a,b: only these rows")
-    parser.add_argument("--figure", type=Path, help="draw the table into this picture")
-    parser.add_argument("overrides", nargs="*", help="of the model's configuration, backbone.timestep=100")
+    parser.add_argument("--figure", type=Path, help="draw the scores into this image file")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as backbone.timestep=100")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -216,12 +215,12 @@ def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
             f"propagation_seconds_{name}": row.propagation_seconds,
             f"seconds_per_frame_{name}": row.feature_seconds + row.propagation_seconds,
         }
-        flat |= {f"J&F_{name}_{one.sequence}": one.j_and_f for one in row.scores.sequences}
+        flat |= {f"J&F_{name}_{score.sequence}": score.j_and_f for score in row.scores.sequences}
     return flat
 
 
 def _print_table(figures: Mapping[str, Figures]) -> None:
-    table = Table("sequence", title="J&F by sequence, then the means and seconds a frame")
+    table = Table("sequence", title="J&F by sequence, means, and seconds per frame")
     for name in figures:
         table.add_column(name, justify="right")
     for place, first in enumerate(next(iter(figures.values())).scores.sequences):
@@ -236,7 +235,7 @@ def _print_table(figures: Mapping[str, Figures]) -> None:
 
 
 def _draw(figures: Mapping[str, Figures], path: Path) -> None:
-    """J&F by sequence and row as dots on lines, the rows' means in the legend."""
+    """Plots J&F by sequence and row, with the means of the rows in the legend."""
     ranked = sorted(figures, key=lambda name: figures[name].scores.j_and_f)
     sequences = figures[ranked[-1]].scores.sequences
     order = sorted(range(len(sequences)), key=lambda place: sequences[place].j_and_f)

@@ -1,8 +1,8 @@
-"""What refining masks brings, and costs: `python -m benchmarks.refinement ROOT --json FILE`.
+"""Quality and cost of mask refinement: `python -m benchmarks.refinement ROOT --json FILE`.
 
-On any folder in DAVIS-2016's layout, all variants in one run: the propagated masks, GrabCut's, the embedded
-Segment Anything model's, and those with feedback. Then the same model on true masks that are corrupted as in its
-training, and the time of a frame with one object and with ten.
+Scores, on a folder in DAVIS-2016's layout: propagated masks, GrabCut, the embedded Segment Anything model without and
+with feedback. Also measures the IoU of true masks corrupted as in training, before and after refinement, and
+the time per frame with one object and with ten.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from benchmarks.measuring import arguments, write_json
 from benchmarks.quality import composed, options_of_tracker
 from benchmarks.wrapping import SharedFeatures
 from datamodules.davis import Davis2016
-from drift.backbone import Backbone
+from drift.backbones import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
 from drift.metrics.functional import jaccard
-from drift.pretrain.corruption import corrupted
 from drift.propagation import Tracker
 from drift.propagation.labels import SoftLabels
 from drift.propagation.refiner import Refiner
+from pretraining.corruption import corrupted
 
 __all__ = ["Figures", "lift", "main", "milliseconds", "run_variants"]
 
@@ -44,13 +44,13 @@ VARIANTS = {
     "sam_tiny": ["refinement=sam_tiny", "refinement.feedback=false"],
     "sam_tiny_feedback": ["refinement=sam_tiny", "refinement.feedback=true"],
 }
-_EVERY = 10  # frames between two whose true masks are corrupted
-_SIZE, _TOKENS = (480, 854), 107  # of the frame that is timed, and of a tracker's tokens across it
+_EVERY = 10  # frames between those whose true masks are corrupted
+_SIZE, _TOKENS = (480, 854), 107  # frame size for timing; tokens per row
 
 
 @dataclass
 class Figures:
-    """A variant's scores, and how often what became of an object."""
+    """Scores and outcome counts of a variant."""
 
     scores: DavisScores
     outcomes: Counter[str]
@@ -59,24 +59,31 @@ class Figures:
 def run_variants(
     backbone: Backbone, refiners: Mapping[str, Refiner | None], options: Mapping, data: Davis2016
 ) -> dict[str, Figures]:
-    """All variants on all clips. Those without feedback share one tracker, whose labels each refines."""
+    """Runs all variants on all clips. Variants without feedback refine the labels of one shared tracker.
+
+    Args:
+        backbone: computes the features, once for all trackers.
+        refiners: by variant; None leaves masks as propagated.
+        options: keyword arguments of `Tracker`.
+        data: clips with true masks.
+    """
     scores = {name: DavisScore(data.sequences) for name in refiners}
     outcomes = {name: Counter[str]() for name in refiners}
     shared = SharedFeatures(backbone)
     for clip in track(list(data.predict_dataloader()), description="clips", transient=True):
-        alone = {n: r for n, r in refiners.items() if r is not None and r.feedback}
-        trackers = {name: Tracker(shared, **options, refiner=refiner) for name, refiner in alone.items()}
+        with_feedback = {n: r for n, r in refiners.items() if r is not None and r.feedback}
+        trackers = {n: Tracker(shared, **options, refiner=refiner) for n, refiner in with_feedback.items()}
         plain = Tracker(shared, **options)
         for index in range(len(clip)):
             frame, given = clip.frames[index], clip.given.get(index)
             labels = plain.step(frame, given)
             for name, refiner in refiners.items():
-                shown = trackers[name].step(frame, given) if name in alone else labels
-                if refiner is not None and name not in alone and index:
+                final = trackers[name].step(frame, given) if name in trackers else labels
+                if refiner is not None and name not in trackers and index:
                     refined = refiner.refine(torch.from_numpy(frame), labels)
                     outcomes[name].update(refined.outcomes)
-                    shown = replace(labels, refined=refined.probabilities)
-                _score(scores[name], clip, index, shown)
+                    final = replace(labels, refined=refined.probabilities)
+                _score(scores[name], clip, index, final)
         for name, tracker in trackers.items():
             outcomes[name].update(tracker.refinements)
     return {name: Figures(scores[name].compute(), outcomes[name]) for name in refiners}
@@ -94,12 +101,12 @@ def _score(score: DavisScore, clip: Clip, index: int, labels: SoftLabels) -> Non
 
 
 def lift(refiner: Refiner, data: Davis2016, *, every: int = _EVERY) -> tuple[float, float]:
-    """Mean IoU with the true mask of masks corrupted as in training, and of what the refiner makes of them.
+    """Mean IoU with the true mask, of masks corrupted as in training and of the refined ones.
 
     Args:
-        refiner: of the tiny model, say.
-        data: the clips; of each every `every`-th frame in which the object is seen.
-        every: see above.
+        refiner: refines the corrupted masks.
+        data: clips with true masks.
+        every: frame step.
     """
     before: list[float] = []
     after: list[float] = []
@@ -120,14 +127,14 @@ def lift(refiner: Refiner, data: Davis2016, *, every: int = _EVERY) -> tuple[flo
 
 
 def _labels(objects: Tensor) -> SoftLabels:
-    """Labels of one token a pixel."""
+    """Labels at stride 1."""
     probabilities = torch.cat([1 - objects.sum(0, keepdim=True), objects])
     ids = tuple(range(1, len(objects) + 1))
     return SoftLabels(probabilities, ids, (objects.shape[-2], objects.shape[-1]), 1)
 
 
 def milliseconds(refiner: Refiner, objects: int, *, runs: int) -> float:
-    """Of one frame of 480 x 854 pixels with so many objects, the median of `runs`."""
+    """Median time of `runs` refinements of a frame of 480 x 854 pixels, in milliseconds."""
     random = np.random.default_rng(0)
     frame = torch.from_numpy(random.integers(0, 256, (*_SIZE, 3), dtype=np.uint8))
     masks = np.zeros((objects, *_SIZE), np.float32)
@@ -150,25 +157,23 @@ def milliseconds(refiner: Refiner, objects: int, *, runs: int) -> float:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder in DAVIS-2016's layout")
-    parser.add_argument("--sequences", type=lambda text: text.split(","), help="a,b: only these")
+    parser.add_argument("--sequences", type=lambda text: text.split(","), help="a,b: only these clips")
     parser.add_argument(
         "--variants",
         type=lambda text: text.split(","),
         default=list(VARIANTS),
-        help=f"of {', '.join(VARIANTS)}",
+        help=f"any of {', '.join(VARIANTS)}",
     )
     parser.add_argument(
         "--checkpoint",
         action="append",
         default=[],
-        help="time this Segment Anything as well; may be repeated",
+        help="Segment Anything checkpoint to time as well; repeatable",
     )
-    parser.add_argument(
-        "overrides", nargs="*", help="of the configuration, adaptation=none or refinement.KEY=VALUE"
-    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as refinement.KEY=VALUE")
     options = parser.parse_intermixed_args()
     if unknown := set(options.variants) - VARIANTS.keys():
-        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+        parser.error(f"unknown variant {', '.join(sorted(unknown))}; expected {', '.join(VARIANTS)}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     data = Davis2016(options.root, sequences=options.sequences)
@@ -192,44 +197,44 @@ def main() -> None:
             f"ten_{name}": ten / one,
         }
     for name in (name for name in timed if name in figures):
-        flat[f"corrupted_iou_{name}"], flat[f"mended_iou_{name}"] = lift(timed[name], data)
+        flat[f"corrupted_iou_{name}"], flat[f"refined_iou_{name}"] = lift(timed[name], data)
     _print_tables(figures, flat)
     write_json(flat, options.json)
 
 
 def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
     flat: dict[str, float] = {}
-    for name, one in figures.items():
+    for name, figure in figures.items():
         flat |= {
-            f"J_{name}": one.scores.jaccard.mean,
-            f"F_{name}": one.scores.boundary.mean,
-            f"J&F_{name}": one.scores.j_and_f,
+            f"J_{name}": figure.scores.jaccard.mean,
+            f"F_{name}": figure.scores.boundary.mean,
+            f"J&F_{name}": figure.scores.j_and_f,
         }
-        flat |= {f"J&F_{name}_{each.sequence}": each.j_and_f for each in one.scores.sequences}
-        flat |= {f"{outcome}_{name}": float(count) for outcome, count in one.outcomes.items()}
+        flat |= {f"J&F_{name}_{score.sequence}": score.j_and_f for score in figure.scores.sequences}
+        flat |= {f"{outcome}_{name}": float(count) for outcome, count in figure.outcomes.items()}
     return flat
 
 
 def _print_tables(figures: Mapping[str, Figures], flat: Mapping[str, float]) -> None:
     console = Console()
-    scores = Table("sequence", title="J&F by sequence, then the means, and how often masks were taken")
+    scores = Table("sequence", title="J&F by sequence, means, and outcome counts")
     for name in figures:
         scores.add_column(name, justify="right")
-    for sequence in (each.sequence for each in next(iter(figures.values())).scores.sequences):
+    for sequence in (score.sequence for score in next(iter(figures.values())).scores.sequences):
         scores.add_row(sequence, *(f"{flat[f'J&F_{name}_{sequence}']:.3f}" for name in figures))
     scores.add_section()
     for figure in ("J", "F", "J&F"):
         scores.add_row(figure, *(f"{flat[f'{figure}_{name}']:.3f}" for name in figures))
     scores.add_section()
-    for outcome in sorted({outcome for one in figures.values() for outcome in one.outcomes}):
-        scores.add_row(outcome, *(str(one.outcomes[outcome]) for one in figures.values()))
+    for outcome in sorted({outcome for figure in figures.values() for outcome in figure.outcomes}):
+        scores.add_row(outcome, *(str(figure.outcomes[outcome]) for figure in figures.values()))
     console.print(scores)
-    cost = Table("", "ms a frame", "ms an extra object", "ten objects to one", "IoU corrupted", "IoU mended")
+    cost = Table("", "ms/frame", "ms/extra object", "ten objects / one", "IoU corrupted", "IoU refined")
     for name in (key.removeprefix("ms_per_frame_") for key in flat if key.startswith("ms_per_frame_")):
         keys = (f"ms_per_frame_{name}", f"ms_per_extra_object_{name}")
         ious = (
             f"{flat[key]:.3f}" if key in flat else ""
-            for key in (f"corrupted_iou_{name}", f"mended_iou_{name}")
+            for key in (f"corrupted_iou_{name}", f"refined_iou_{name}")
         )
         cost.add_row(name, *(f"{flat[key]:.1f}" for key in keys), f"{flat[f'ten_{name}']:.2f}", *ious)
     console.print(cost)

@@ -1,6 +1,6 @@
-"""How much faster two processes are than one, each with one thread: `python -m benchmarks.scaling ROOT --json FILE`.
+"""Speed of two and three processes beside one, with one thread per process: `python -m benchmarks.scaling ROOT`.
 
-ROOT holds DAVIS-2016's layout. The whole command is timed, its start included; scores, also of three, must be equal.
+ROOT is a folder in DAVIS-2016's layout. The whole command is timed, including its start. All scores must be equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "evaluate.py"
 
 
 def shortened(root: Path, target: Path, frames: int) -> Path:
-    """The first frames of each clip of a DAVIS-2016 folder, as links in a folder of the same layout."""
+    """Links the first frames of each clip of a DAVIS-2016 folder into a new folder of the same layout; returns it."""
     lines = []
     for clip in Davis2016(root).predict_dataloader():
         assert isinstance(clip.frames, FrameFiles)
@@ -46,7 +46,7 @@ def shortened(root: Path, target: Path, frames: int) -> Path:
 
 
 def timed(root: Path, output: Path, processes: int) -> tuple[float, list[list[str]]]:
-    """Seconds of `evaluate.py` with so many processes of one thread, and its scores."""
+    """Seconds and scores of `evaluate.py` with `processes` processes of one thread."""
     words = ["data=davis2016", f"data.root={root}", "logger=none", "output.attention=false"]
     words += ["output.formats=[masks]", f"output.dir={output}"]
     if processes > 1:
@@ -64,33 +64,31 @@ def timed(root: Path, output: Path, processes: int) -> tuple[float, list[list[st
 
 
 def largest_difference(some: list[list[str]], others: list[list[str]]) -> float:
-    """Of two runs' scores, row by row; infinite where the rows are of other sequences."""
+    """Largest difference between the scores of two runs; infinite if their sequences differ."""
     if [row[0] for row in some] != [row[0] for row in others]:
         return float("inf")
     pairs = zip(
         (cell for row in some for cell in row[1:]), (cell for row in others for cell in row[1:]), strict=True
     )
-    return max(abs(float(one) - float(other)) for one, other in pairs)
+    return max(abs(float(a) - float(b)) for a, b in pairs)
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--frames", type=int, default=40, help="of each clip")
+    parser.add_argument("root", type=Path, help="folder in DAVIS-2016's layout")
+    parser.add_argument("--frames", type=int, default=40, help="number of frames per clip")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = shortened(options.root, Path(folder) / "data", options.frames)
-        one, alone = timed(root, Path(folder) / "one", 1)
-        two, of_two = timed(root, Path(folder) / "two", 2)
-        three, of_three = timed(root, Path(folder) / "three", 3)
+        (one, scores), *others = (timed(root, Path(folder) / f"{count}", count) for count in (1, 2, 3))
     figures: dict[str, float | int | str] = {
         "seconds_1_process": one,
-        "seconds_2_processes": two,
-        "speedup": one / two,
-        "seconds_3_processes": three,
-        "largest_difference_of_scores": max(largest_difference(alone, one) for one in (of_two, of_three)),
+        "seconds_2_processes": others[0][0],
+        "speedup": one / others[0][0],
+        "seconds_3_processes": others[1][0],
+        "largest_difference_of_scores": max(largest_difference(scores, other) for _, other in others),
     }
-    report("Processes that share the clips", figures, options.json)
+    report("Several processes beside one", figures, options.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a sweep costs beside one run: `python -m benchmarks.sweep ROOT --json FILE`.
+"""Cost of a sweep beside a single run: `python -m benchmarks.sweep ROOT --json FILE`.
 
-ROOT holds DAVIS-2016's layout. The sweep is `experiment=grid/GRID`, as anyone starts it, from an empty cache, on as
-many processes as the machine has; the run is the same command without sweep and cache. Both are timed whole.
+ROOT is a folder in DAVIS-2016's layout. The sweep is `experiment=grid/GRID` with an empty feature cache and the
+launcher `processes`; the single run is the same command without sweep and cache. Both are timed from start to end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.scaling import SCRIPT, shortened
 
 
 def timed(*words: str) -> float:
-    """Seconds of `evaluate.py` with these words."""
+    """Seconds of `evaluate.py` with the given command line."""
     start = time.perf_counter()
     subprocess.run([sys.executable, SCRIPT, *words], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
@@ -26,9 +26,9 @@ def timed(*words: str) -> float:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--grid", default="propagation", help="of configs/experiment/grid")
-    parser.add_argument("--frames", type=int, default=40, help="of each clip")
+    parser.add_argument("root", type=Path, help="folder in DAVIS-2016's layout")
+    parser.add_argument("--grid", default="propagation", help="file in configs/experiment/grid")
+    parser.add_argument("--frames", type=int, default=40, help="number of frames per clip")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -42,7 +42,7 @@ def main() -> None:
         )
         settings = [path for path in out.iterdir() if (path / "results.json").is_file()]
         alone = json.loads((folder / "one" / "results.json").read_text())["J&F"]
-        same = [json.loads((path / "results.json").read_text())["J&F"] for path in settings]
+        scores = [json.loads((path / "results.json").read_text())["J&F"] for path in settings]
         size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     figures: dict[str, float | int | str] = {
         "settings": len(settings),
@@ -51,9 +51,9 @@ def main() -> None:
         "cost_ratio": sweep / one,
         "cache_megabytes": size / 1e6,
         "score_of_the_run": alone,
-        "nearest_score_of_the_sweep": min(same, key=lambda score: abs(score - alone)),
+        "nearest_score_of_the_sweep": min(scores, key=lambda score: abs(score - alone)),
     }
-    report(f"A sweep of {options.grid} beside one run", figures, options.json)
+    report(f"Sweep of {options.grid} beside a single run", figures, options.json)
 
 
 if __name__ == "__main__":

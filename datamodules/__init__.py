@@ -1,1 +1,1 @@
-"""Data sets as streams of clips. One short file per data set, over `base`."""
+"""LightningDataModules that stream clips: one short file per data set, built on `base`."""

@@ -1,4 +1,4 @@
-"""The LightningDataModule that streams clips; a data set says which there are and where their files lie."""
+"""The LightningDataModule that streams clips, and helpers to find a data set's frames and masks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ __all__ = [
     "read_lines",
 ]
 
-_GOLDEN = 0.6180339887
+_GOLDEN_RATIO = 0.6180339887
+_FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-class _Clips(Dataset[Clip | None]):
+class _ClipDataset(Dataset[Clip | None]):
     def __init__(self, clips: Sequence[Clip | None]) -> None:
         self.clips = clips
 
@@ -44,28 +45,31 @@ class _Clips(Dataset[Clip | None]):
 
 
 class ClipDataModule(L.LightningDataModule, ABC):
-    """Clips of a data set in its own layout.
+    """Base class of all data sets: streams the clips of a split, one per batch.
+
+    Subclasses implement `split` and `clip`.
 
     Args:
-        root: the data set's folder.
-        sequences: names of the sequences to take, in this order; None for the whole split.
-        max_side: to which longer side frames are reduced for the model, in pixels; masks come out at the frames' size.
-        download: whether a data set that is not there is fetched into `root`, where its authors let anyone do so.
+        root: folder of the data set.
+        sequences: names of the sequences to use, in this order; None for the whole split.
+        max_side: longer side, in pixels, to which frames are downscaled before they reach the model; None for full
+            size. Predicted masks always have the size of the original frames.
+        download: whether to download a missing data set into `root`, where its licence allows it.
 
     Attributes:
-        scores_last_frame: whether a clip's last frame is scored.
-        turn: which one this is of several runs that share a cache, from 0: they begin with clips that lie far apart, so
-            that those that run at once fill it for each other.
+        scores_last_frame: whether the benchmark scores the last frame of a clip.
+        turn: number of this run, from 0, among runs that share a feature cache. Each run starts with a different
+            clip, so that concurrent runs fill the cache for each other.
+        download_hint: how to get the data set manually, used in error messages.
 
     Raises:
-        OptionError: `root` is missing, or an option is not allowed.
-        InputError: the data set cannot be fetched.
+        OptionError: `root` is missing, or an option is out of range.
+        InputError: the data set cannot be downloaded.
     """
 
     scores_last_frame = False
     turn = 0
-    by_hand = "see the data set's own page"
-    """Where the data set is to be had, in words."""
+    download_hint = "see the web page of the data set"
 
     def __init__(
         self,
@@ -77,7 +81,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if root is None:
-            raise OptionError("root", "null", "the data set's folder: data.root=FOLDER")
+            raise OptionError("root", "null", "the folder of the data set: data.root=FOLDER")
         is_list = sequences is None or (sequences and not isinstance(sequences, str))
         if not is_list or (sequences and len(set(sequences)) < len(sequences)):
             raise OptionError(
@@ -87,84 +91,97 @@ class ClipDataModule(L.LightningDataModule, ABC):
         choice("download", download, (True, False))
         self.max_side = max_side
         self.root = Path(root).expanduser()
-        if download and not self.is_there(self.root):
-            self._fetch()
+        if download and not self.is_downloaded(self.root):
+            self._download()
         if not self.root.is_dir():
             raise OptionError("root", root, "a folder that exists")
-        self._chosen = None if sequences is None else [str(name) for name in sequences]
+        self._selected = None if sequences is None else [str(name) for name in sequences]
         self._clips: list[Clip] | None = None
 
     @abstractmethod
     def split(self) -> list[str]:
-        """The names of all sequences of the split."""
+        """Names of all sequences of the split."""
 
     @abstractmethod
     def clip(self, name: str) -> Clip:
-        """One sequence; nothing is decoded yet."""
+        """The clip of a sequence; frames and masks are not decoded yet."""
 
-    def is_there(self, root: Path) -> bool:
-        """Whether the data set lies in a folder, as far as its own folders tell."""
+    def is_downloaded(self, root: Path) -> bool:
+        """Whether `root` contains the data set."""
         return (root / "JPEGImages").is_dir()
 
     def archive(self) -> Archive | None:
-        """What to fetch where the data set is missing; None where its authors ask for an account or a form."""
+        """Archive to download, or None if the data set requires an account or a form."""
         return None
 
     def submission(self) -> Submission | None:
-        """What the data set's server takes; None where the scores are made here."""
+        """Format of the archive for the evaluation server, or None if masks are scored locally."""
         return None
 
     @property
     def sequences(self) -> list[str]:
-        """The names of the clips that are streamed."""
-        if self._chosen is None:
-            return self.split()
-        known = self.split()
-        for name in self._chosen:
-            if name not in known:
-                raise OptionError("sequences", name, "among " + ", ".join(known))
-        return self._chosen
+        """Names of the clips, in the order of the results."""
+        names = self.split()
+        if self._selected is None:
+            return names
+        for name in self._selected:
+            if name not in names:
+                raise OptionError("sequences", name, "one of " + ", ".join(names))
+        return self._selected
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds the files of all clips, so that what is missing is told before the work begins."""
+        """Locates the files of all clips, so that missing files are reported before the first clip is processed."""
         if self._clips is None:
             self._clips = [self.clip(name) for name in self.sequences]
 
-    def predict_dataloader(self) -> DataLoader:
-        """One clip at a time, as it is; of several processes, those that are this one's.
+    def clips_of(self, rank: int, world_size: int) -> list[Clip | None]:
+        """The clips that one of several processes works on.
 
-        A process without a clip of its own gets None, once: it too has to take part in what all do together.
+        Clips are assigned by `drift.processes.longest_first`, so that all processes get a similar number of frames.
+        A single process gets all clips, starting at a clip that depends on `turn`.
+
+        Args:
+            rank: of the process, in [0, world_size).
+            world_size: number of processes.
+
+        Returns:
+            The clips of the process; `[None]` if there are fewer clips than processes, because a process without a
+            clip still takes part in collective operations.
         """
         self.setup()
         assert self._clips is not None
-        first = int(
-            len(self._clips) * (self.turn * _GOLDEN % 1)
-        )  # whatever their number, runs are well apart
-        clips: list[Clip | None] = [*self._clips[first:], *self._clips[:first]]
-        if self.trainer is not None and self.trainer.world_size > 1:
-            dealt = longest_first([len(clip) for clip in self._clips], self.trainer.world_size)
-            clips = [self._clips[place] for place in dealt[self.trainer.global_rank]] or [None]
-        return DataLoader(_Clips(clips), batch_size=None, shuffle=False)
+        if world_size > 1:
+            assignment = longest_first([len(clip) for clip in self._clips], world_size)
+            return [self._clips[index] for index in assignment[rank]] or [None]
+        # Multiples of the golden ratio, modulo 1, are evenly spread for any number of runs.
+        first = int(len(self._clips) * (self.turn * _GOLDEN_RATIO % 1))
+        return [*self._clips[first:], *self._clips[:first]]
 
-    def _fetch(self) -> None:
+    def predict_dataloader(self) -> DataLoader:
+        """The clips of this process, one per batch, not collated; see `clips_of`."""
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return DataLoader(_ClipDataset(self.clips_of(rank, world_size)), batch_size=None, shuffle=False)
+
+    def _download(self) -> None:
         archive = self.archive()
         if archive is None:
             raise InputError(
-                f"data.download=true: this data set cannot be fetched by a program; {self.by_hand}"
+                f"data.download=true: this data set cannot be downloaded automatically; {self.download_hint}"
             )
         fetch_and_extract(archive, self.root)
 
 
 class FolderOfSplits(ClipDataModule):
-    """A data set whose splits are folders below its root, as YouTube-VOS has them; each is there or is not.
+    """Base class of data sets with one folder per split, such as YouTube-VOS.
 
     Args:
-        root: the folder with the splits' folders, or the folder of the split itself.
-        split: the folder below `root`.
+        root: folder that contains the folder of the split, or that folder itself.
+        split: name of the split and its folder.
         sequences, max_side, download: see `ClipDataModule`.
 
     Attributes:
-        folder: of the split.
+        folder: folder of the split.
     """
 
     def __init__(
@@ -178,92 +195,97 @@ class FolderOfSplits(ClipDataModule):
     ) -> None:
         self.split_name = split
         super().__init__(root, sequences=sequences, max_side=max_side, download=download)
-        inner = self.root / split
-        self.folder = inner if inner.is_dir() else self.root
+        folder = self.root / split
+        self.folder = folder if folder.is_dir() else self.root
 
-    def is_there(self, root: Path) -> bool:
-        """Whether the split is."""
-        return super().is_there(root) or super().is_there(root / self.split_name)
+    def is_downloaded(self, root: Path) -> bool:
+        """Whether `root` contains the split, or is its folder."""
+        return super().is_downloaded(root) or super().is_downloaded(root / self.split_name)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list of sequences, without blank ones.
+    """Non-empty lines of a list of sequences.
 
     Raises:
-        InputError: the list is missing or empty.
+        InputError: the list is missing, empty, or not in UTF-8.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such list of sequences; is data.root the data set's own folder?")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise InputError(f"{path}: no such list of sequences; set data.root to the folder of the data set")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 ({error}); save it as UTF-8") from None
     if not lines:
         raise InputError(f"{path}: the list of sequences is empty")
     return lines
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The names of a folder's folders: the split of a data set that has no list.
+    """Names of all subfolders, sorted: the split of a data set without a list of sequences.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder is missing or has no subfolder.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; is data.root the data set's own folder?")
+        raise InputError(f"{folder}: no such folder; set data.root to the folder of the data set")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     if not names:
-        raise InputError(f"{folder}: holds no sequence")
+        raise InputError(f"{folder}: contains no sequence; expected one folder per sequence")
     return names
 
 
 def frames_in(folder: Path) -> list[Path]:
-    """The pictures of a sequence in the order of their names and of the numbers in them.
+    """Image files of a sequence in natural order ("frame2" before "frame10").
 
     Raises:
-        InputError: the folder is missing, holds no picture, or two of one name.
+        InputError: the folder is missing or contains no image, or two images have the same stem.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of frames")
     frames = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"} and p.name[0] != "."),
-        key=_in_order,
+        (path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES and path.name[0] != "."),
+        key=_natural_key,
     )
     if not frames:
-        raise InputError(f"{folder}: the clip is empty, it holds no .jpg or .png frame")
-    if twice := [one for one, other in pairwise(frames) if one.stem == other.stem]:
-        raise InputError(
-            f"{twice[0]}: there are two pictures of this name; masks go into a folder of their own"
-        )
+        raise InputError(f"{folder}: contains no .jpg or .png frame")
+    for frame, following in pairwise(frames):
+        if frame.stem == following.stem:
+            raise InputError(
+                f"{frame}: same frame name as {following.name}; move masks to a folder of their own"
+            )
     return frames
 
 
-def _in_order(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """The numbers in a name as numbers: 2 comes before 10."""
+def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
     parts = re.split(r"(\d+)", path.stem)
     return [(int(part), "") if part.isdigit() else (0, part) for part in parts], path.name
 
 
 def masks_in(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:
-    """The masks of a sequence by the index of the frame whose name they bear.
+    """Mask files of a sequence by frame index; a mask has the name of its frame.
 
     Raises:
-        InputError: the folder is missing or empty, or a mask bears no frame's name.
+        InputError: the folder is missing or empty, or a mask has no matching frame.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of masks")
-    places = {frame.stem: index for index, frame in enumerate(frames)}
-    found = sorted(path for path in folder.iterdir() if path.suffix == ".png" and path.name[0] != ".")
-    if not found:
-        raise InputError(f"{folder}: holds no .png mask")
-    for path in found:
-        if path.stem not in places:
-            raise InputError(f"{path}: there is no frame of this name in {frames[0].parent}")
-    return {places[path.stem]: path for path in found}
+    indices = {frame.stem: index for index, frame in enumerate(frames)}
+    masks = sorted(path for path in folder.iterdir() if path.suffix == ".png" and path.name[0] != ".")
+    if not masks:
+        raise InputError(f"{folder}: contains no .png mask")
+    for path in masks:
+        if path.stem not in indices:
+            raise InputError(
+                f"{path}: no frame of this name in {frames[0].parent}; rename or remove the mask"
+            )
+    return {indices[path.stem]: path for path in masks}
 
 
 def masks_from_first(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:
-    """Likewise, of a sequence whose first frame must have a mask.
+    """Same as `masks_in`, for data sets that annotate the first frame of every sequence.
 
     Raises:
-        InputError: it has none, or see `masks_in`.
+        InputError: the first frame has no mask; or see `masks_in`.
     """
     masks = masks_in(folder, frames)
     if 0 not in masks:
@@ -277,17 +299,28 @@ def clip_of_files(
     given: Mapping[int, Path],
     truth: Mapping[int, Path],
     *,
+    binary: bool | None = False,
     objects: Mapping[int, Collection[int]] | None = None,
     max_side: int | None = None,
     frames_per_second: float = 24.0,
 ) -> Clip:
-    """A clip of pictures and indexed masks in files; `objects` as for `MaskFiles`, of the given masks."""
+    """A clip whose frames and masks are image files.
+
+    Args:
+        name: of the sequence.
+        frames: image files in temporal order.
+        given: mask files for the tracker, by frame index.
+        truth: mask files to score against, by frame index.
+        binary: how mask files are read, see `read_mask`.
+        objects: see `MaskFiles`; applies to `given`.
+        max_side, frames_per_second: see `Clip`.
+    """
     return Clip(
         name=name,
         frames=FrameFiles(frames),
         frame_names=[path.stem for path in frames],
-        given=MaskFiles(given, objects=objects),
-        truth=MaskFiles(truth),
+        given=MaskFiles(given, binary=binary, objects=objects),
+        truth=MaskFiles(truth, binary=binary),
         frames_per_second=frames_per_second,
         max_side=max_side,
     )

@@ -1,12 +1,12 @@
-"""DAVIS-2016 (one object, masks of 0 and 255) and DAVIS-2017 (several, masks of object ids)."""
+"""DAVIS-2016 (one object per sequence, 0/255 masks) and DAVIS-2017 (several objects, masks of object ids)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.base import ClipDataModule, frames_in, read_lines
-from drift.clip import Clip, FrameFiles, MaskFiles
+from datamodules.base import ClipDataModule, clip_of_files, frames_in, read_lines
+from drift.clip import Clip
 from drift.download import Archive
 from drift.errors import InputError
 from drift.submission import Submission
@@ -17,21 +17,21 @@ _SERVER = "https://data.vision.ee.ethz.ch/csergi/share/davis"
 
 
 class Davis2017(ClipDataModule):
-    """DAVIS-2017's semi-supervised task: the first frame's mask is given, all are scored but first and last.
+    """DAVIS-2017, semi-supervised: the mask of the first frame is given; the first and last frame are not scored.
 
-    Layout below `root`: `JPEGImages/480p/SEQUENCE/*.jpg`, `Annotations/480p/SEQUENCE/*.png`,
-    `ImageSets/2017/SPLIT.txt`. Of `test-dev`, whose masks are kept by its server, an archive for that server is made.
+    Expected layout: `ROOT/JPEGImages/480p/SEQUENCE/*.jpg`, `ROOT/Annotations/480p/SEQUENCE/*.png` and
+    `ROOT/ImageSets/2017/SPLIT.txt`. The masks of the test splits are not public: for these, an archive for the
+    evaluation server is written.
 
     Args:
-        root: the folder of that layout.
-        split: `val`, `train`, `test-dev`, `test-challenge`: the list to read.
-        sequences: names to take instead of the whole split.
-        resolution: the folder below `JPEGImages` and `Annotations`.
-        max_side, download: see `ClipDataModule`.
+        root: folder of the data set.
+        split: `val`, `train`, `test-dev` or `test-challenge`.
+        resolution: name of the folder in `JPEGImages` and `Annotations`.
+        sequences, max_side, download: see `ClipDataModule`.
     """
 
     binary = False
-    by_hand = "see davischallenge.org"
+    download_hint = "see davischallenge.org"
 
     def __init__(
         self,
@@ -47,22 +47,22 @@ class Davis2017(ClipDataModule):
         super().__init__(root, sequences=sequences, max_side=max_side, download=download)
 
     def split(self) -> list[str]:
-        """The sequences of the split's list."""
+        """Names listed in `ImageSets/2017/SPLIT.txt`."""
         return read_lines(self.root / "ImageSets" / "2017" / f"{self.split_name}.txt")
 
-    def is_there(self, root: Path) -> bool:
-        """Whether the split is, at this resolution: others may lie beside it."""
+    def is_downloaded(self, root: Path) -> bool:
+        """Whether `root` contains the split at this resolution."""
         listed = (root / "ImageSets" / "2017" / f"{self.split_name}.txt").is_file()
         return listed and (root / "JPEGImages" / self.resolution).is_dir()
 
     def archive(self) -> Archive | None:
-        """The archive of the split at this resolution, as the authors serve it."""
-        part = self.split_name if self.split_name.startswith("test") else "trainval"
+        """Official archive of the split at this resolution."""
+        split = self.split_name if self.split_name.startswith("test") else "trainval"
         resolution = self.resolution if self.resolution == "480p" else "Full-Resolution"
-        return Archive(f"{_SERVER}/DAVIS-2017-{part}-{resolution}.zip", folder="DAVIS")
+        return Archive(f"{_SERVER}/DAVIS-2017-{split}-{resolution}.zip", folder="DAVIS")
 
     def submission(self) -> Submission | None:
-        """Of the test splits: each sequence's folder at the archive's root."""
+        """For the test splits: `SEQUENCE/FRAME.png`."""
         if not self.split_name.startswith("test"):
             return None
         frames = {
@@ -72,48 +72,40 @@ class Davis2017(ClipDataModule):
         return Submission(frames)
 
     def clip(self, name: str) -> Clip:
-        """A sequence. Where only the first mask is there (test sets), nothing is scored.
+        """The clip of a sequence; it has no true masks if only the first frame is annotated (test splits).
 
         Raises:
-            InputError: frames or masks are missing; names them.
+            InputError: frames or masks are missing.
         """
         frames = frames_in(self.root / "JPEGImages" / self.resolution / name)
-        masks = {
-            i: self.root / "Annotations" / self.resolution / name / f"{f.stem}.png"
-            for i, f in enumerate(frames)
-        }
+        annotations = self.root / "Annotations" / self.resolution / name
+        masks = {index: annotations / f"{frame.stem}.png" for index, frame in enumerate(frames)}
         missing = [path for path in masks.values() if not path.is_file()]
         if masks[0] in missing:
             raise InputError(f"{masks[0]}: no such file; the first frame needs a mask")
         if missing and len(missing) < len(masks) - 1:
-            raise InputError(f"{missing[0]}: no such file ({len(missing)} masks of {name} are missing)")
-        return Clip(
-            name=name,
-            frames=FrameFiles(frames),
-            frame_names=[path.stem for path in frames],
-            given=MaskFiles({0: masks[0]}, binary=self.binary),
-            truth=MaskFiles({} if missing else masks, binary=self.binary),
-            max_side=self.max_side,
-        )
+            raise InputError(f"{missing[0]}: no such file (missing masks of {name}: {len(missing)})")
+        truth = {} if missing else masks
+        return clip_of_files(name, frames, {0: masks[0]}, truth, binary=self.binary, max_side=self.max_side)
 
 
 class Davis2016(Davis2017):
-    """DAVIS-2016: one object a sequence, every non-zero pixel is it; lists in `ImageSets/480p`."""
+    """DAVIS-2016: one object per sequence, the non-zero pixels of a mask; lists in `ImageSets/480p/SPLIT.txt`."""
 
     binary = True
 
-    def is_there(self, root: Path) -> bool:
-        """See `ClipDataModule.is_there`."""
+    def is_downloaded(self, root: Path) -> bool:
+        """Whether `root` contains the list of the split."""
         return (root / "ImageSets" / self.resolution / f"{self.split_name}.txt").is_file()
 
     def archive(self) -> Archive | None:
-        """All of DAVIS-2016, as the authors serve it."""
+        """Official archive of the whole data set."""
         return Archive("https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip", folder="DAVIS")
 
     def split(self) -> list[str]:
-        """The sequences of the split's list, whose lines name a frame and its mask each."""
+        """Sequences of `ImageSets/480p/SPLIT.txt`, whose lines are "FRAME_PATH MASK_PATH"."""
         path = self.root / "ImageSets" / self.resolution / f"{self.split_name}.txt"
         names = dict.fromkeys(Path(line.split()[0]).parent.name for line in read_lines(path))
         if "" in names:
-            raise InputError(f"{path}: each line must name a frame and its mask, as DAVIS-2016's lists do")
+            raise InputError(f"{path}: not a DAVIS-2016 list; each line must be FRAME_PATH MASK_PATH")
         return list(names)

@@ -1,4 +1,4 @@
-"""Clips of one's own as folders of pictures, with masks where there are some."""
+"""Your own clips as folders of images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["Folder"]
 
 
 class Folder(ClipDataModule):
-    """Every folder of frames is a clip; masks bear the names of their frames.
+    """Clips as folders of images.
 
-    Layout below `root`: `frames/CLIP/*.jpg`, `masks/CLIP/*.png` with the masks that are given, on one frame or several,
-    and `truth/CLIP/*.png` with masks to score against, where there are any.
+    Expected layout: `ROOT/frames/CLIP/*.jpg`, `ROOT/masks/CLIP/*.png` with the given masks (of at least one frame) and,
+    optionally, `ROOT/truth/CLIP/*.png` with masks to score against. A mask has the name of its frame and contains
+    object ids, or one object in black and white.
 
     Args:
-        root: the folder of that layout.
-        frames_per_second: at which overlays are played.
+        root: folder with that layout.
+        frames_per_second: frame rate of overlay videos.
         sequences, max_side: see `ClipDataModule`.
     """
 
@@ -37,19 +38,25 @@ class Folder(ClipDataModule):
         super().__init__(root, sequences=sequences, max_side=max_side)
 
     def split(self) -> list[str]:
-        """The folders of frames."""
+        """Names of the folders in `frames`."""
         return folders_in(self.root / "frames")
 
     def clip(self, name: str) -> Clip:
-        """A clip.
+        """The clip in folder `name`.
 
         Raises:
-            InputError: a folder is missing or empty, or a mask bears no frame's name; names it.
+            InputError: a folder is missing or empty, or a mask has no matching frame.
         """
         frames = frames_in(self.root / "frames" / name)
         given = masks_in(self.root / "masks" / name, frames)
         truth_folder = self.root / "truth" / name
         truth = masks_in(truth_folder, frames) if truth_folder.is_dir() else {}
         return clip_of_files(
-            name, frames, given, truth, max_side=self.max_side, frames_per_second=self.frames_per_second
+            name,
+            frames,
+            given,
+            truth,
+            binary=None,
+            max_side=self.max_side,
+            frames_per_second=self.frames_per_second,
         )

@@ -1,4 +1,4 @@
-"""The Long Videos of Liang et al. (AFB-URR, NeurIPS 2020): thousands of frames, masks on some of them."""
+"""The Long Videos data set (AFB-URR, Liang et al., NeurIPS 2020): thousands of frames per video, few annotated."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["LongVideos"]
 
 
 class LongVideos(ClipDataModule):
-    """The first frame's mask is given; all other frames that have one are scored, the last among them.
+    """Long Videos: the mask of the first frame is given; all other annotated frames are scored, including the last.
 
-    Layout below `root`: `JPEGImages/VIDEO/*.jpg`, `Annotations/VIDEO/*.png`, and the list of videos.
+    Expected layout: `ROOT/JPEGImages/VIDEO/*.jpg`, `ROOT/Annotations/VIDEO/*.png` and, optionally, a list of videos.
 
     Args:
-        root: the folder of that layout.
-        split: the list's file below `root`; where it is missing and was not asked for, all folders with masks.
+        root: folder of the data set.
+        split: name of the list in `root`; None for `videos.txt` or, if that is missing, all folders of `Annotations`.
         sequences, max_side, download: see `ClipDataModule`.
     """
 
     scores_last_frame = True
-    by_hand = "fetch it from kaggle.com/datasets/gvclsu/long-videos"
+    download_hint = "download it from kaggle.com/datasets/gvclsu/long-videos"
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class LongVideos(ClipDataModule):
         self._list = split
 
     def split(self) -> list[str]:
-        """The videos of the list."""
+        """Names of the listed videos."""
         path = self.root / (self._list or "videos.txt")
         if self._list is None and not path.is_file():
             return folders_in(self.root / "Annotations")
         return read_lines(path)
 
     def clip(self, name: str) -> Clip:
-        """A video.
+        """The clip of a video.
 
         Raises:
-            InputError: frames or the first mask are missing; names them.
+            InputError: frames or the first mask are missing.
         """
         frames = frames_in(self.root / "JPEGImages" / name)
         masks = masks_from_first(self.root / "Annotations" / name, frames)

@@ -1,4 +1,4 @@
-"""MOSE, validation: crowded and occluded objects, whose masks a server keeps."""
+"""MOSE: crowded scenes and occluded objects; the validation split is scored by a server."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ __all__ = ["Mose"]
 
 
 class Mose(FolderOfSplits):
-    """The first frame's mask is given.
+    """MOSE: the mask of the first frame is given.
 
-    Layout below `root/SPLIT`: `JPEGImages/VIDEO/*.jpg`, `Annotations/VIDEO/*.png`. There is no list: the split is what
-    its archive holds. Where all frames have masks, as in `train`, they are scored.
+    Expected layout: `ROOT/SPLIT/JPEGImages/VIDEO/*.jpg` and `ROOT/SPLIT/Annotations/VIDEO/*.png`. A video is scored
+    locally if all its frames are annotated, as in `train`.
     """
 
-    by_hand = "fetch valid.tar.gz as github.com/henghuiding/MOSE-api says, and unpack it below data.root"
+    download_hint = "download valid.tar.gz (see github.com/henghuiding/MOSE-api) and unpack it in data.root"
 
     def split(self) -> list[str]:
-        """The videos with a mask."""
+        """Names of the folders in `Annotations`."""
         return folders_in(self.folder / "Annotations")
 
     def clip(self, name: str) -> Clip:
-        """A video.
+        """The clip of a video.
 
         Raises:
-            InputError: frames or the first mask are missing; names them.
+            InputError: frames or the first mask are missing.
         """
         frames = frames_in(self.folder / "JPEGImages" / name)
         masks = masks_from_first(self.folder / "Annotations" / name, frames)
@@ -34,7 +34,7 @@ class Mose(FolderOfSplits):
         return clip_of_files(name, frames, {0: masks[0]}, truth, max_side=self.max_side)
 
     def submission(self) -> Submission | None:
-        """Each video's folder at the archive's root; None for a split whose masks are here."""
+        """`VIDEO/FRAME.png` for every frame; None for a split with public masks."""
         self.setup()
         assert self._clips is not None
         if any(len(clip.truth) for clip in self._clips):

@@ -1,4 +1,4 @@
-"""The clip that ships with drift: rendered, so its masks are exact; see its ATTRIBUTION.md."""
+"""The sample clip shipped with drift; it is rendered, so its masks are exact (see ATTRIBUTION.md beside it)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ __all__ = ["Sample"]
 
 
 class Sample(Davis2017):
-    """One clip of three objects in DAVIS-2017's layout.
+    """One clip with three objects, in the layout of DAVIS-2017.
 
     Args:
-        root: None for the folder in the package.
-        sequences: names to take instead of all.
-        max_side: see `ClipDataModule`.
+        root: folder of the clip; None for the folder in the package.
+        sequences, max_side: see `ClipDataModule`.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""One clip of one's own: a video file or a folder of frames, and what is to be followed in it."""
+"""Your own clip: a video file or a folder of frames, with masks, boxes, clicks or keypoints."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,27 +19,30 @@ from drift.video_files import VideoFrames, index_video
 __all__ = ["Video", "object_prompts", "read_keypoints"]
 
 
-_MOST = 254  # objects: 255 is void
+_MAX_OBJECTS = 254  # 255 means void
 
 
 class Video(ClipDataModule):
-    """A clip, and masks, a box, clicks or keypoints that say what is to be followed.
+    """One clip with the objects and points to track.
+
+    Coordinates of points refer to pixel centres (the top left pixel is (0, 0)), those of boxes to pixel edges.
 
     Args:
-        path: an mp4, mov, webm, mkv or gif, or a folder of pictures.
-        mask: a PNG of the objects on frame `frame`: of object ids, or black and white for one object.
-        masks: likewise by frame, {0: a.png, 40: b.png}: later ones bring objects or correct known ones.
-        box: left, top, right, bottom of an object in pixels of frame `frame`; a list of boxes for several objects. They
-            are numbered from 1 on, or, where there are masks, from the highest object in those on.
-        points: [[x, y], ...] clicks in pixels of frame `frame`.
-        labels: what each click is on: the number of an object, or 0 for the ground; None for all on object 1.
-        keypoints: a CSV with the columns x, y and, if wanted, point (its name) and frame: points to be followed.
-        frame: the frame that mask, box and points are of.
-        frames_per_second: of a folder's frames; a video says its own.
-        max_side: to which longer side frames are reduced for the model, in pixels; masks come out at the frames' size.
+        path: video file (mp4, mov, webm, mkv, gif) or folder of images.
+        mask: image file with the objects on frame `frame`: object ids, or one object in black and white.
+        masks: mask files by frame index, {0: a.png, 40: b.png}; a later mask adds objects or corrects known ones.
+        box: (x0, y0, x1, y1) in pixels around an object on frame `frame`, or a list of boxes, one per object. Box
+            number n is object n, or object n + m if the highest object id in the masks is m.
+        points: (x, y) of each click in pixels of frame `frame`.
+        labels: object id of each click, 0 for the background; None if all clicks are on object 1.
+        keypoints: CSV file of points to track, with columns x, y and, optionally, point (the name) and frame.
+        frame: index of the frame that `mask`, `box` and `points` refer to.
+        frames_per_second: frame rate of a folder of images; a video file has its own.
+        max_side: see `ClipDataModule`.
 
     Raises:
-        OptionError: an option is not allowed, or nothing says what is to be followed.
+        OptionError: an option is out of range, or there is nothing to track.
+        InputError: a mask file is missing.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Video(ClipDataModule):
         whole_number("frame", frame, minimum=0)
         positive("frames_per_second", frames_per_second)
         if mask is not None and masks and frame in masks:
-            raise OptionError("mask", mask, f"null where data.masks has one for frame {frame}")
+            raise OptionError("mask", mask, f"null, because data.masks has a mask for frame {frame}")
         self.path = Path(path).expanduser()
         if not self.path.exists():
             raise OptionError("path", path, "a video file or a folder of frames that exists")
@@ -73,179 +77,202 @@ class Video(ClipDataModule):
             raise OptionError(
                 "mask",
                 "null",
-                "a PNG of what is to be followed; or give data.box=[x0,y0,x1,y1], data.points=[[x,y]] or "
+                "a PNG with the objects to track; or set data.box=[x0,y0,x1,y1], data.points=[[x,y]] or "
                 "data.keypoints=FILE.csv",
             )
 
     def split(self) -> list[str]:
-        """The one clip, by its file's name."""
+        """The name of the clip: that of the file without suffix, or of the folder."""
         path = self.path.resolve()
         return [path.name if path.is_dir() else path.stem]
 
     def clip(self, name: str) -> Clip:
-        """The clip; a video has been gone through once, so that what is wrong with it is known.
+        """The clip. A video file is decoded once to check it.
 
         Raises:
-            InputError: the video, a mask, a box or a point cannot be used; names it.
+            InputError: the video, a mask or the keypoint file cannot be used.
+            OptionError: a box or a point is outside the frame.
         """
         given = MaskFiles(self._masks, binary=None)
         keypoints = read_keypoints(self._keypoints) if self._keypoints else {}
-        known, size = self._of_folder(name) if self.path.is_dir() else self._of_file(name)
-        prompts = {self.frame: self._numbered(given)} if self._prompts else {}
-        clip = Clip(**known, given=given, prompts=prompts, keypoints=keypoints, max_side=self.max_side)
+        source, size = self._from_folder() if self.path.is_dir() else self._from_file()
+        prompts = {self.frame: self._numbered_prompts(given)} if self._prompts else {}
+        clip = Clip(
+            name=name, **source, given=given, prompts=prompts, keypoints=keypoints, max_side=self.max_side
+        )
         for index in given:
             clip.given_mask(index, size)
-        _check_places(prompts, keypoints, size)
+        _check_coordinates(prompts, keypoints, size)
         return clip
 
-    def _numbered(self, given: MaskFiles) -> list[ObjectPrompt]:
-        """The objects that are shown, behind those that have masks."""
-        highest = max((int(given[index].max()) for index in given), default=0)
-        numbered = [replace(one, object_id=highest + one.object_id) for one in self._prompts]
-        if numbered[-1].object_id > _MOST:
-            raise InputError(f"{self.path}: {numbered[-1].object_id} objects; at most {_MOST} fit a mask")
-        return numbered
+    def _numbered_prompts(self, given: MaskFiles) -> list[ObjectPrompt]:
+        """Prompts whose object ids follow those of the given masks."""
+        offset = max((int(given[index].max()) for index in given), default=0)
+        prompts = [replace(prompt, object_id=offset + prompt.object_id) for prompt in self._prompts]
+        if prompts[-1].object_id > _MAX_OBJECTS:
+            raise InputError(
+                f"{self.path}: {prompts[-1].object_id} objects; a clip can have at most {_MAX_OBJECTS}"
+            )
+        return prompts
 
-    def _of_file(self, name: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    def _from_file(self) -> tuple[dict[str, Any], tuple[int, int]]:
+        """Arguments of `Clip` that describe the frames, and their (height, width)."""
         index = index_video(self.path)
         frames = VideoFrames(index)
-        known = {
-            "name": name,
+        source = {
             "frames": frames,
-            "frame_names": [f"{place:05d}" for place in range(len(frames))],
+            "frame_names": [f"{number:05d}" for number in range(len(frames))],
             "frames_per_second": index.frames_per_second,
             "times": index.times,
             "audio": self.path if index.has_audio else None,
             "defect": index.defect,
         }
-        return known, index.size
+        return source, index.size
 
-    def _of_folder(self, name: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    def _from_folder(self) -> tuple[dict[str, Any], tuple[int, int]]:
         files = frames_in(self.path)
-        known = {
-            "name": name,
+        source = {
             "frames": FrameFiles(files),
             "frame_names": [path.stem for path in files],
             "frames_per_second": self.frames_per_second,
         }
-        return known, read_frame(files[0]).shape[:2]
+        return source, read_frame(files[0]).shape[:2]
 
 
 def _masks_by_frame(mask: str | Path | None, masks: Mapping[int, str] | None, frame: int) -> dict[int, Path]:
-    found = {} if mask is None else {frame: Path(mask).expanduser()}
-    for index, named in (masks or {}).items():
+    paths = {} if mask is None else {frame: Path(mask).expanduser()}
+    for index, file in (masks or {}).items():
         whole_number("masks", index, minimum=0)
-        found[int(index)] = Path(named).expanduser()
-    for path in found.values():
+        paths[int(index)] = Path(file).expanduser()
+    for path in paths.values():
         if not path.is_file():
             raise InputError(f"{path}: no such mask")
-    return found
+    return paths
 
 
 def object_prompts(
     box: Sequence[Any] | None, points: Sequence[Sequence[float]] | None, labels: Sequence[int] | None
 ) -> list[ObjectPrompt]:
-    """The objects that boxes and clicks show; box n and the clicks labelled n are of object n.
+    """Prompts of all objects that have a box or a click, sorted by object id.
+
+    A click on one object is a negative click for all others, as is a click on the background.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels, or a list of boxes; box number n, from 1, belongs to object n.
+        points: (x, y) of each click in pixels.
+        labels: object id of each click, 0 for the background; None if all clicks are on object 1.
 
     Raises:
-        OptionError: a box has no four numbers or no area, a click no two, or labels are not one for each click.
+        OptionError: a box does not have four numbers or has no area, a click does not have two numbers, or the number
+            of labels differs from that of clicks.
     """
     boxes = _boxes(box)
-    clicks = [] if points is None else [_numbers("points", one, 2) for one in points]
-    of = [1] * len(clicks) if labels is None else list(labels)
-    if len(of) != len(clicks):
-        raise OptionError("labels", of, f"one for each of the {len(clicks)} points")
-    for one in of:
-        whole_number("labels", one, minimum=0, maximum=_MOST)
-    objects = sorted({*range(1, len(boxes) + 1), *of} - {0})
-    if clicks and not objects:
-        raise OptionError("labels", of, "the number of an object, 1 or more, for at least one point")
-    prompts = []
-    for object_id in objects:
-        prompts.append(
-            ObjectPrompt(
-                object_id,
-                box=boxes[object_id - 1] if object_id <= len(boxes) else None,
-                points=tuple((x, y) for x, y in clicks),
-                # A click on another object is off this one, as one on the ground is.
-                inside=tuple(one == object_id for one in of),
-            )
+    clicks = [] if points is None else [_coordinates("points", point, 2) for point in points]
+    labels = [1] * len(clicks) if labels is None else list(labels)
+    if len(labels) != len(clicks):
+        raise OptionError("labels", labels, f"one label for each of the {len(clicks)} points")
+    for label in labels:
+        whole_number("labels", label, minimum=0, maximum=_MAX_OBJECTS)
+    object_ids = sorted({*range(1, len(boxes) + 1), *labels} - {0})
+    if clicks and not object_ids:
+        raise OptionError("labels", labels, "an object id, 1 or more, for at least one point")
+    return [
+        ObjectPrompt(
+            object_id,
+            box=boxes[object_id - 1] if object_id <= len(boxes) else None,
+            points=tuple((x, y) for x, y in clicks),
+            inside=tuple(label == object_id for label in labels),
         )
-    return prompts
+        for object_id in object_ids
+    ]
 
 
 def _boxes(box: Sequence[Any] | None) -> list[tuple[float, float, float, float]]:
     if not box:
         return []
-    several = [box] if not isinstance(box[0], Sequence) else box
-    found = []
-    for one in several:
-        left, top, right, bottom = _numbers("box", one, 4)
-        if left >= right or top >= bottom:
-            raise OptionError("box", list(one), "[x0,y0,x1,y1] with x0 < x1 and y0 < y1")
-        found.append((left, top, right, bottom))
-    return found
+    boxes = []
+    for values in box if isinstance(box[0], Sequence) else [box]:
+        x0, y0, x1, y1 = _coordinates("box", values, 4)
+        if x0 >= x1 or y0 >= y1:
+            raise OptionError("box", list(values), "[x0,y0,x1,y1] with x0 < x1 and y0 < y1")
+        boxes.append((x0, y0, x1, y1))
+    return boxes
 
 
-def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+def _coordinates(name: str, values: Any, count: int) -> tuple[float, ...]:
     if (
         isinstance(values, str)
         or not isinstance(values, Sequence)
         or len(values) != count
-        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        )
     ):
-        what = {2: "[[x,y],...]", 4: "[x0,y0,x1,y1]"}[count]
-        raise OptionError(name, values, f"{what}, in pixels")
+        form = {2: "[[x,y],...]", 4: "[x0,y0,x1,y1]"}[count]
+        raise OptionError(name, values, f"{form}, in pixels")
     return tuple(float(value) for value in values)
 
 
 def read_keypoints(path: Path) -> dict[int, list[Keypoint]]:
-    """The points of a CSV by the frame from which they are followed.
+    """Reads points to track from a CSV file with a header line, in UTF-8.
+
+    Args:
+        path: file with columns x, y (pixels) and, optionally, point (name; by default the row number) and frame (index
+            of the first frame, by default 0).
+
+    Returns:
+        The points by their first frame.
 
     Raises:
-        InputError: the file is missing, has no columns x and y, or a line that is none; names the line.
+        InputError: the file is missing, is not a CSV file in UTF-8, has no columns x and y, has a row without numbers,
+            or uses a name twice on the same frame.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file of keypoints")
-    found: dict[int, list[Keypoint]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        if not {"x", "y"} <= set(rows.fieldnames or ()):
-            raise InputError(
-                f"{path}: the first line must name the columns: x,y or point,x,y or point,x,y,frame"
-            )
-        for number, row in enumerate(rows, start=1):
-            try:
-                frame, x, y = int(row.get("frame") or 0), float(row["x"]), float(row["y"])
-            except (TypeError, ValueError):
-                raise InputError(
-                    f"{path}, line {rows.line_num}: is no point: {','.join(map(str, row.values()))}"
-                ) from None
-            found.setdefault(frame, []).append(Keypoint(row.get("point") or str(number), x, y))
-    for frame, points in found.items():
-        names = [one.name for one in points]
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: two points of one name on frame {frame}; names must differ")
-    if not found:
-        raise InputError(f"{path}: holds no point")
-    return found
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            points = _parsed_keypoints(path, csv.DictReader(file, skipinitialspace=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: not a CSV file in UTF-8 ({error}); export it again as CSV in UTF-8"
+        ) from None
+    if not points:
+        raise InputError(f"{path}: contains no point")
+    for frame, on_frame in points.items():
+        if len({point.name for point in on_frame}) < len(on_frame):
+            raise InputError(f"{path}: two points with the same name on frame {frame}; names must differ")
+    return points
 
 
-def _check_places(
+def _parsed_keypoints(path: Path, rows: csv.DictReader) -> dict[int, list[Keypoint]]:
+    if not {"x", "y"} <= set(rows.fieldnames or ()):
+        raise InputError(f"{path}: the first line must name the columns: x,y or point,x,y or point,x,y,frame")
+    points: dict[int, list[Keypoint]] = {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            frame, x, y = int(row.get("frame") or 0), float(row["x"]), float(row["y"])
+        except (TypeError, ValueError):
+            values = ",".join(map(str, row.values()))
+            raise InputError(f"{path}, line {rows.line_num}: not a point: {values}") from None
+        points.setdefault(frame, []).append(Keypoint(row.get("point") or str(number), x, y))
+    return points
+
+
+def _check_coordinates(
     prompts: Mapping[int, Sequence[ObjectPrompt]],
     keypoints: Mapping[int, Sequence[Keypoint]],
     size: tuple[int, int],
 ) -> None:
     height, width = size
-    frame = f"inside the frame of {width} x {height} pixels"
-    for one in (prompt for several in prompts.values() for prompt in several):
-        if one.box is not None:
-            left, top, right, bottom = one.box
-            if left < 0 or top < 0 or right > width or bottom > height:
-                raise OptionError("box", [f"{v:g}" for v in one.box], frame)
-        for x, y in one.points:
+    allowed = f"inside the frame of {width} x {height} pixels"
+    for prompt in (prompt for on_frame in prompts.values() for prompt in on_frame):
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box
+            if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+                raise OptionError("box", "[" + ",".join(f"{v:g}" for v in prompt.box) + "]", allowed)
+        for x, y in prompt.points:
             if not (0 <= x < width and 0 <= y < height):
-                raise OptionError("points", f"[{x:g},{y:g}]", frame)
-    for point in (point for several in keypoints.values() for point in several):
+                raise OptionError("points", f"[{x:g},{y:g}]", allowed)
+    for point in (point for on_frame in keypoints.values() for point in on_frame):
         if not (0 <= point.x < width and 0 <= point.y < height):
-            raise OptionError("keypoints", f"{point.name} at [{point.x:g},{point.y:g}]", frame)
+            raise OptionError("keypoints", f"{point.name} at [{point.x:g},{point.y:g}]", allowed)

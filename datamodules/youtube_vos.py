@@ -1,4 +1,4 @@
-"""YouTube-VOS 2018 and 2019, validation: objects appear in any frame, and a server keeps the masks."""
+"""YouTube-VOS 2018 and 2019, validation: objects appear on any frame; scored by a server."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from drift.submission import Submission
 
 __all__ = ["YouTubeVos"]
 
-_SIX, _THIRTY = 6.0, 30.0  # frames a second
+_FRAMES_PER_SECOND, _ALL_FRAMES_PER_SECOND = 6.0, 30.0
 
 
 class YouTubeVos(FolderOfSplits):
-    """Each object's mask is given on the frame in which `meta.json` has it first.
+    """YouTube-VOS: the mask of an object is given on the first frame that `meta.json` lists for it.
 
-    Layout below `root/SPLIT`: `JPEGImages/VIDEO/*.jpg`, `Annotations/VIDEO/*.png`, `meta.json`. The server wants the
-    frames that `meta.json` names, whichever rate is tracked.
+    Expected layout: `ROOT/SPLIT/JPEGImages/VIDEO/*.jpg`, `ROOT/SPLIT/Annotations/VIDEO/*.png` and
+    `ROOT/SPLIT/meta.json`. The submission always contains the frames listed in `meta.json`.
 
     Args:
         root: see `FolderOfSplits`.
-        all_frames: whether the frames at 30 a second are tracked, from the folder SPLIT_all_frames beside SPLIT, in
-            place of those at 6.
+        all_frames: whether to track all frames, at 30 frames per second, from `ROOT/SPLIT_all_frames` instead of
+            every fifth frame.
         **options: split, sequences, max_side, download: see `FolderOfSplits`.
     """
 
-    by_hand = "register at youtube-vos.org, and put valid.zip's content below data.root"
+    download_hint = "register at youtube-vos.org and unpack valid.zip in data.root"
 
     def __init__(self, root: str | Path | None, *, all_frames: bool = False, **options: Any) -> None:
         choice("all_frames", all_frames, (True, False))
@@ -40,44 +40,45 @@ class YouTubeVos(FolderOfSplits):
         self._videos: Mapping[str, Any] | None = None
 
     def split(self) -> list[str]:
-        """The videos of `meta.json`."""
+        """Names of the videos in `meta.json`."""
         return list(self._meta())
 
     def clip(self, name: str) -> Clip:
-        """A video.
+        """The clip of a video.
 
         Raises:
-            InputError: frames or masks that `meta.json` names are missing; names them.
+            InputError: a frame or mask required by `meta.json` is missing.
         """
-        frames = frames_in(self._pictures() / name)
-        places = {path.stem: index for index, path in enumerate(frames)}
-        for wanted in self._wanted(name):
-            if wanted not in places:
+        frames = frames_in(self._frames_folder() / name)
+        indices = {path.stem: index for index, path in enumerate(frames)}
+        for frame in self._listed_frames(name):
+            if frame not in indices:
                 raise InputError(
-                    f"{self._meta_path()}: names frame {wanted} of {name}, which is not in {frames[0].parent}"
+                    f"{self._meta_path()}: lists frame {frame} of {name}, which is not in {frames[0].parent}"
                 )
-        appear: dict[int, set[int]] = {}
-        for object_id, shown in self._objects(name).items():
-            appear.setdefault(places[shown[0]], set()).add(object_id)
-        given = {i: self.folder / "Annotations" / name / f"{frames[i].stem}.png" for i in sorted(appear)}
+        new_objects: dict[int, set[int]] = {}  # by the frame on which they appear
+        for object_id, listed in self._objects(name).items():
+            new_objects.setdefault(indices[listed[0]], set()).add(object_id)
+        masks = self.folder / "Annotations" / name
+        given = {index: masks / f"{frames[index].stem}.png" for index in sorted(new_objects)}
         for path in given.values():
             if not path.is_file():
-                raise InputError(f"{path}: no such file; {self._meta_path().name} has an object appear there")
+                raise InputError(f"{path}: no such file; an object of meta.json appears on this frame")
         return clip_of_files(
             name,
             frames,
             given,
             {},
-            objects=appear,
+            objects=new_objects,
             max_side=self.max_side,
-            frames_per_second=_THIRTY if self.all_frames else _SIX,
+            frames_per_second=_ALL_FRAMES_PER_SECOND if self.all_frames else _FRAMES_PER_SECOND,
         )
 
     def submission(self) -> Submission:
-        """`Annotations/VIDEO/FRAME.png`, of the frames that `meta.json` names."""
-        return Submission({name: self._wanted(name) for name in self.sequences}, below="Annotations")
+        """`Annotations/VIDEO/FRAME.png` for the frames listed in `meta.json`."""
+        return Submission({name: self._listed_frames(name) for name in self.sequences}, prefix="Annotations")
 
-    def _pictures(self) -> Path:
+    def _frames_folder(self) -> Path:
         if not self.all_frames:
             return self.folder / "JPEGImages"
         return self.folder.parent / f"{self.folder.name}_all_frames" / "JPEGImages"
@@ -91,17 +92,23 @@ class YouTubeVos(FolderOfSplits):
             try:
                 self._videos = dict(json.loads(path.read_text(encoding="utf-8"))["videos"])
             except FileNotFoundError:
-                raise InputError(f"{path}: no such file; is data.root the folder of valid/?") from None
+                raise InputError(
+                    f"{path}: no such file; set data.root to the folder that contains {self.split_name}/"
+                ) from None
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}: is not YouTube-VOS' list of videos ({error})") from None
+                raise InputError(f"{path}: not a meta.json of YouTube-VOS ({error})") from None
         return self._videos
 
     def _objects(self, name: str) -> dict[int, list[str]]:
-        """The frames in which each object of a video is shown."""
+        """Names of the frames listed for each object of a video, by object id."""
         try:
-            return {int(one): list(told["frames"]) for one, told in self._meta()[name]["objects"].items()}
+            objects = self._meta()[name]["objects"]
+            frames = {int(object_id): list(entry["frames"]) for object_id, entry in objects.items()}
+            if not all(frames.values()):
+                raise ValueError("an object without frames")
+            return frames
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self._meta_path()}: cannot be read for {name} ({error!r})") from None
+            raise InputError(f"{self._meta_path()}: entry of video {name} is invalid ({error!r})") from None
 
-    def _wanted(self, name: str) -> list[str]:
-        return sorted({frame for shown in self._objects(name).values() for frame in shown})
+    def _listed_frames(self, name: str) -> list[str]:
+        return sorted({frame for frames in self._objects(name).values() for frame in frames})

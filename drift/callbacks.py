@@ -1,4 +1,4 @@
-"""Lightning callbacks of a prediction run: what it leaves on the disk."""
+"""Lightning callbacks that write the results and the report of a run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["ReportWriter", "ResultsWriter"]
 
 
 class ResultsWriter(BasePredictionWriter):
-    """Writes the results after every clip, so that a run that ends early leaves those of all clips done.
+    """Writes the results after every clip, so that a run that ends early leaves those of all finished clips.
 
-    With several processes, they are merged and written by the first one, and only at the end.
+    With several processes the first one merges and writes them at the end.
 
     Args:
         config: the resolved configuration, stored with the results.
-        log: says of each clip that it is done.
+        log: prints a line per clip.
 
     Attributes:
-        clips: the results so far; at the end, of all processes.
-        scores: of all clips, at the end.
+        clips: results so far; at the end, those of all processes.
+        scores: scores of all clips, at the end.
     """
 
     def __init__(self, config: Mapping[str, Any], log: RunLog) -> None:
@@ -41,7 +41,7 @@ class ResultsWriter(BasePredictionWriter):
         self.scores: DavisScores | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws the bar of clips."""
+        """Shows the progress bar of the clips."""
         assert isinstance(pl_module, TrackingModule)
         if pl_module.progress:
             pl_module.progress.start(int(sum(trainer.num_predict_batches)))
@@ -56,7 +56,7 @@ class ResultsWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keeps a clip's result; alone, writes all results so far."""
+        """Adds the result of a clip; a single process writes all results so far."""
         assert isinstance(pl_module, TrackingModule)
         if prediction is None:
             return
@@ -69,12 +69,12 @@ class ResultsWriter(BasePredictionWriter):
 
     @staticmethod
     def score_so_far(module: L.LightningModule, sequence: str) -> SequenceScore | None:
-        """A sequence's score, where this process scored it."""
+        """Score of a sequence, if this process scored it."""
         assert isinstance(module, TrackingModule)
         return module.score.so_far(sequence)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gathers all processes' results."""
+        """Gathers the results of all processes."""
         assert isinstance(pl_module, TrackingModule)
         if trainer.world_size > 1:
             gathered: list[list[ClipResult]] = [[] for _ in range(trainer.world_size)]
@@ -88,7 +88,7 @@ class ResultsWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Clears the bars, so that the error stands alone."""
+        """Removes the progress bars before the error is printed."""
         if isinstance(pl_module, TrackingModule) and pl_module.progress:
             pl_module.progress.stop()
 
@@ -100,24 +100,24 @@ class ResultsWriter(BasePredictionWriter):
 
 
 class ReportWriter(L.Callback):
-    """Writes `report.html` when all is done, or what ended the run has left something to show.
+    """Writes `report.html` at the end of a run, also after an error if any clip is finished.
 
     Args:
-        folder: of the run.
-        results: writes the results, before.
+        folder: folder of the run.
+        results: the callback that writes the results; must precede this one.
     """
 
     def __init__(self, folder: Path, results: ResultsWriter) -> None:
         self.folder, self.results = folder, results
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes it."""
+        """Writes the report."""
         self._write(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Writes it, of the clips that are done."""
+        """Writes the report of the finished clips."""
         if trainer.world_size == 1:
             self._write(trainer)
 

@@ -1,6 +1,6 @@
-"""`Clip`: the one type that crosses from the data to the model.
+"""`Clip`: the type that data modules pass to the model.
 
-Frames and masks are decoded when they are asked for, one at a time: no step holds a whole clip.
+Frames and masks are decoded one at a time, on access: a clip is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
 
 
 class FrameFiles(Sequence[np.ndarray]):
-    """Frames in files: item `t` is `(height, width, 3)` uint8 RGB, decoded anew at each access."""
+    """Frames in image files; item `t` is `(height, width, 3)` uint8 RGB, decoded on every access."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -35,18 +35,19 @@ class FrameFiles(Sequence[np.ndarray]):
         return read_frame(self.paths[index])
 
     def identity(self) -> str:
-        """What tells these frames from others: the names, sizes and times of their files."""
-        told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        """Hash of the names, sizes and modification times of the files."""
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 class MaskFiles(Mapping[int, np.ndarray]):
-    """Masks in files, by frame index: `(height, width)` uint8 object ids, decoded at each access.
+    """Masks in image files by frame index: `(height, width)` uint8 object ids, decoded on every access.
 
     Args:
-        paths: by frame index.
+        paths: mask files by frame index.
         binary: see `read_mask`.
-        objects: by frame index, the ids that count, the others being background; all where a frame is not named.
+        objects: object ids to keep, by frame index; other ids become background. All ids are kept on frames without an
+            entry.
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class MaskFiles(Mapping[int, np.ndarray]):
 
 @dataclass(frozen=True)
 class ObjectPrompt:
-    """An object shown by a box, by clicks or by both, in place of a mask.
+    """A box, clicks or both that select an object instead of a mask.
 
     Attributes:
-        object_id: from 1 to 255.
-        box: left, top, right and bottom in pixels, or None.
-        points: x and y of each click in pixels.
-        inside: of each click, whether it is on the object.
+        object_id: in [1, 254].
+        box: (x0, y0, x1, y1) in pixels, as pixel edges; or None.
+        points: (x, y) of each click in pixels, with pixel centres at whole numbers.
+        inside: whether each click is on the object.
     """
 
     object_id: int
@@ -91,11 +92,11 @@ class ObjectPrompt:
 
 @dataclass(frozen=True)
 class Keypoint:
-    """A point to follow.
+    """A point to track.
 
     Attributes:
-        name: by which it is told.
-        x, y: in pixels, a pixel's centre at whole numbers.
+        name: of the point in outputs.
+        x, y: coordinates in pixels, with pixel centres at whole numbers.
     """
 
     name: str
@@ -105,25 +106,25 @@ class Keypoint:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video and what is known of its objects.
+    """A video with the masks, prompts and keypoints to track.
 
     Attributes:
-        name: the sequence's name, also that of its output folder.
-        frames: `(height, width, 3)` uint8 RGB, one per time step. Going through them in order is cheap, a single
-            one may have to be searched for.
-        frame_names: one per frame, without suffix ("00000"); outputs are named after them.
-        given: frame index -> mask that the tracker may see, `(height, width)` uint8 object ids.
-        truth: frame index -> mask to score against, likewise; empty where nothing is scored.
-        frames_per_second: the rate at which an overlay is played.
-        times: when each frame is shown, in seconds; None for even steps of that rate.
-        prompts: frame index -> objects that are shown there by boxes and clicks.
-        keypoints: frame index -> points that are to be followed from there.
-        max_side: to which longer side frames are reduced before the model sees them, in pixels; None for as they are.
-        audio: a file whose sound goes with the overlay, or None.
-        defect: why the clip ends before its source does, to be told when all its frames are done; or None.
+        name: of the sequence and its output folder.
+        frames: `(height, width, 3)` uint8 RGB frames. Iteration in order is cheap; random access may have to decode
+            preceding frames.
+        frame_names: one per frame, without suffix ("00000"); output files have these names.
+        given: masks for the tracker by frame index, `(height, width)` uint8 object ids.
+        truth: masks to score against by frame index, `(height, width)` uint8 object ids; empty if there are none.
+        frames_per_second: frame rate of overlay videos.
+        times: presentation time of each frame in seconds; None for a constant frame rate.
+        prompts: boxes and clicks by frame index.
+        keypoints: points to track by the index of their first frame.
+        max_side: longer side, in pixels, to which frames are downscaled for the model; None for full size.
+        audio: file with the audio track of overlay videos, or None.
+        defect: message about frames missing at the end of the source file, reported after tracking; or None.
 
     Raises:
-        InputError: the clip has no frame, or nothing is given to follow.
+        InputError: the clip has no frames, nothing to track, or a mask, prompt or keypoint on a frame it does not have.
     """
 
     name: str
@@ -141,89 +142,102 @@ class Clip:
 
     def __post_init__(self) -> None:
         if not len(self.frames):
-            raise InputError(f"{self.name}: the clip has no frame")
+            raise InputError(f"{self.name}: the clip has no frames")
         if len(self.frame_names) != len(self.frames):
-            raise InputError(f"{self.name}: {len(self.frames)} frames, but {len(self.frame_names)} names")
-        if not (self.given or self.prompts or self.keypoints):
-            raise InputError(f"{self.name}: no mask is given, on no frame: nothing is to be followed")
-        beyond = [i for i in (*self.given, *self.prompts, *self.keypoints) if not 0 <= i < len(self.frames)]
-        if beyond:
             raise InputError(
-                f"{self.name}: something is given for frame {beyond[0]}, but the clip's frames are 0 to "
-                f"{len(self.frames) - 1}"
+                f"{self.name}: {len(self.frames)} frames, but {len(self.frame_names)} frame names"
             )
+        if not (self.given or self.prompts or self.keypoints):
+            raise InputError(f"{self.name}: nothing to track; give a mask, a box, a click or a keypoint")
+        for inputs in (self.given, self.prompts, self.keypoints):
+            for index in inputs:
+                if not 0 <= index < len(self.frames):
+                    raise InputError(
+                        f"{self._source(inputs, index)}: given for frame {index}, but the clip has frames 0 to "
+                        f"{len(self.frames) - 1}"
+                    )
 
     @property
     def start(self) -> int:
-        """The first frame for which something is given: before it there is nothing to follow."""
+        """Index of the first frame with a given mask, prompt or keypoint; tracking starts there."""
         return min((*self.given, *self.prompts, *self.keypoints))
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def time(self, index: int) -> float:
-        """When frame `index` is shown, in seconds."""
+        """Presentation time of frame `index` in seconds."""
         return index / self.frames_per_second if self.times is None else self.times[index]
 
     def reduced_frame(self, frame: np.ndarray) -> np.ndarray:
-        """A frame of the clip as the model is to see it: no side longer than `max_side`."""
+        """The frame downscaled so that its longer side is at most `max_side`."""
         return reduced_frame(frame, self.max_side)
 
     def reduced_mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask of the clip at the size of `reduced_frame`."""
+        """The mask downscaled to the size of `reduced_frame`; no object is lost."""
         return reduced_mask(mask, self.max_side)
 
     def reduced_points(self, index: int, size: tuple[int, int]) -> list[Keypoint]:
-        """The points that are to be followed from frame `index` on, in pixels of `reduced_frame`.
-
-        Args:
-            index: of the frame.
-            size: height and width of the clip's frames.
-        """
-        down, across = self._reduction(size)
+        """Keypoints that start on frame `index`, in pixels of `reduced_frame`; `size` is (height, width) of a frame."""
+        scale = self._scale(size)
         return [
-            Keypoint(one.name, *_scaled(one.x, one.y, down, across)) for one in self.keypoints.get(index, ())
+            Keypoint(point.name, *_scaled(point.x, point.y, scale)) for point in self.keypoints.get(index, ())
         ]
 
     def reduced_prompts(self, index: int, size: tuple[int, int]) -> list[ObjectPrompt]:
-        """The objects that are shown on frame `index`, likewise."""
-        down, across = self._reduction(size)
+        """The prompts of frame `index`, in pixels of `reduced_frame`; see `reduced_points`."""
+        scale = self._scale(size)
         return [
             replace(
-                one,
+                prompt,
                 box=None
-                if one.box is None
-                else tuple(  # type: ignore[arg-type]
-                    side * (down if place % 2 else across) for place, side in enumerate(one.box)
-                ),
-                points=tuple(_scaled(x, y, down, across) for x, y in one.points),
+                if prompt.box is None
+                else tuple(edge * factor for edge, factor in zip(prompt.box, scale * 2, strict=True)),  # type: ignore[arg-type]
+                points=tuple(_scaled(x, y, scale) for x, y in prompt.points),
             )
-            for one in self.prompts.get(index, ())
+            for prompt in self.prompts.get(index, ())
         ]
 
     def identity(self) -> str:
-        """What tells the clip from others: its frames, and what is given of it."""
-        told = hashlib.sha256(f"{len(self)} {self.prompts} {self.keypoints}".encode())
-        known = getattr(self.frames, "identity", None)
-        told.update(known().encode() if known else np.ascontiguousarray(self.frames[self.start]).tobytes())
+        """Hash of the frames, given masks, prompts and keypoints."""
+        digest = hashlib.sha256(f"{len(self)} {self.prompts} {self.keypoints}".encode())
+        identity = getattr(self.frames, "identity", None)
+        content = identity().encode() if identity else np.ascontiguousarray(self.frames[self.start]).tobytes()
+        digest.update(content)
         for index in self.given:
-            told.update(index.to_bytes(4, "big") + np.ascontiguousarray(self.given[index]).tobytes())
-        return told.hexdigest()
+            digest.update(index.to_bytes(4, "big") + np.ascontiguousarray(self.given[index]).tobytes())
+        return digest.hexdigest()
 
-    def _reduction(self, size: tuple[int, int]) -> tuple[float, float]:
-        rows, columns = reduced_size(size, self.max_side)
-        return rows / size[0], columns / size[1]
+    def _scale(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Horizontal and vertical scale from full size to `reduced_frame`."""
+        height, width = reduced_size(size, self.max_side)
+        return width / size[1], height / size[0]
 
     def given_mask(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """The mask given for frame `index`, checked against the frame's `(height, width)`, or None.
+        """The given mask of frame `index`, or None.
 
         Raises:
-            InputError: the mask is of another size than the frame; names the file.
+            InputError: the mask does not have the `size`, (height, width), of the frame.
         """
         return self._mask(self.given, index, size)
 
+    def given_frames(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The frames whose mask is given, with the mask, downscaled as `reduced_frame`; by frame index.
+
+        Raises:
+            InputError: a mask cannot be used with its frame.
+        """
+        frames = {}
+        for index in sorted(self.given):
+            frame = self.frames[index]
+            mask = self.given_mask(index, frame.shape[:2])
+            assert mask is not None
+            mask = reduced_mask(mask, self.max_side)
+            frames[index] = reduced_frame(frame, self.max_side), mask
+        return frames
+
     def true_mask(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """The mask to score frame `index` against, likewise."""
+        """The mask to score frame `index` against, or None; see `given_mask`."""
         return self._mask(self.truth, index, size)
 
     def _mask(self, masks: Mapping[int, np.ndarray], index: int, size: tuple[int, int]) -> np.ndarray | None:
@@ -231,18 +245,18 @@ class Clip:
             return None
         mask = masks[index]
         if mask.shape != size:
-            where = (
-                masks.paths[index]
-                if isinstance(masks, MaskFiles)
-                else f"{self.name}/{self.frame_names[index]}"
-            )
             raise InputError(
-                f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]}, "
-                f"but its frame is {size[1]} x {size[0]}; they must be equal"
+                f"{self._source(masks, index)}: the mask is {mask.shape[1]} x {mask.shape[0]}, "
+                f"but its frame is {size[1]} x {size[0]}; resize the mask"
             )
         return mask
 
+    def _source(self, inputs: Mapping[int, object], index: int) -> str:
+        """What error messages call the input of a frame: the mask file, or the clip and the frame."""
+        if isinstance(inputs, MaskFiles):
+            return str(inputs.paths[index])
+        return f"{self.name}, frame {index}"
 
-def _scaled(x: float, y: float, down: float, across: float) -> tuple[float, float]:
-    """A place in pixels, whose centres are whole numbers, in a picture made smaller."""
-    return (x + 0.5) * across - 0.5, (y + 0.5) * down - 0.5
+
+def _scaled(x: float, y: float, scale: tuple[float, float]) -> tuple[float, float]:
+    return (x + 0.5) * scale[0] - 0.5, (y + 0.5) * scale[1] - 0.5  # pixel centres at whole numbers

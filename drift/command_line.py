@@ -1,4 +1,4 @@
-"""What the entry points share: building classes from the configuration, and errors in one line."""
+"""Shared by the entry points: objects built from the configuration, and errors in one line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,20 +37,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from drift.adaptation import Adaptation
+from drift.backbones import Backbone
 from drift.errors import DriftError, InputError, OptionError
 from drift.options import choice, whole_number
 from drift.processes import claim_gpu, workers
+from drift.propagation import PropagationOptions, Tracker
 from drift.reporting.progress import ProgressBars
 from drift.reporting.summary import ERROR_FILE, SweepSummary
 
-__all__ = ["build", "keep_freed_memory", "options_of", "prepared", "run"]
+__all__ = ["Models", "Run", "build", "keep_freed_memory", "load_models", "options_of", "run", "start_run"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @contextmanager
 def options_of(group: str) -> Iterator[None]:
-    """Within it, an option that is not allowed is named with its configuration group."""
+    """Within it, errors about an option name its configuration group."""
     try:
         yield
     except OptionError as error:
@@ -74,15 +78,15 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
             raise DriftError(f"{given}: {_first_line(cause or error)}") from None
 
 
-def _each_would_make_its_own_folder() -> bool:
-    """Whether torchrun or SLURM started several processes, and the folder is named after each one's time."""
+def _folders_would_differ() -> bool:
+    """Whether torchrun or SLURM started several processes without a common output folder."""
     several = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1
     named = any(word.startswith(("output.dir=", "hydra.run.dir=")) for word in sys.argv)
     return several and "trainer=ddp" in sys.argv and not named
 
 
 def prepare_output(config: DictConfig) -> Path:
-    """Makes `output.dir` and saves the resolved configuration in it, as `config.yaml`.
+    """Creates `output.dir` and saves the resolved configuration in it as `config.yaml`.
 
     Raises:
         OptionError: the seed or a switch of `output` is not allowed, or the folder is not the same for all processes.
@@ -92,11 +96,11 @@ def prepare_output(config: DictConfig) -> Path:
     with options_of("output"):
         for name in {"attention", "progress", "report", "verbose", "json_logs"} & config.output.keys():
             choice(name, config.output[name], (True, False))
-    if _each_would_make_its_own_folder():
+    if _folders_would_differ():
         raise OptionError(
             "output.dir",
             config.output.dir,
-            "a folder that is given: torchrun's and SLURM's processes share it",
+            "a given folder: the processes of torchrun and SLURM share it",
         )
     folder = Path(config.output.dir)
     try:
@@ -108,29 +112,43 @@ def prepare_output(config: DictConfig) -> Path:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What every entry point makes of its configuration before it does its own work.
+class Run:
+    """What every entry point makes of its configuration before it loads a model.
 
     Attributes:
-        folder: `output.dir`, with the configuration in it.
-        console, progress: where to print, and to show progress.
+        folder: `output.dir`, which holds the configuration.
+        console: where to print.
+        progress: progress bars.
         data: the data module, whose files have been found.
-        backbone: the model.
-        make_tracker: gives a fresh tracker for each clip.
-        tracker: one that tells what the options come to; it tracks nothing.
     """
 
     folder: Path
     console: Console
     progress: ProgressBars
-    data: L.LightningDataModule
-    backbone: Any
-    make_tracker: Callable[..., Any]
-    tracker: Any
+    data: Any
 
 
-def prepared(config: DictConfig) -> Prepared:
-    """Prepares the output folder, seeds, and builds data, backbone and tracker.
+@dataclass(frozen=True)
+class Models:
+    """The models of a run.
+
+    Attributes:
+        backbone: the backbone.
+        refiner: the refiner, or None.
+        make_tracker: returns a new tracker for a clip.
+        propagation: how trackers propagate labels.
+        adaptation: what is learned for each clip.
+    """
+
+    backbone: Backbone
+    refiner: Any
+    make_tracker: Callable[..., Tracker]
+    propagation: PropagationOptions
+    adaptation: Adaptation
+
+
+def start_run(config: DictConfig) -> Run:
+    """Prepares the output folder, seeds all generators, and finds the data.
 
     Raises:
         DriftError: an option is not allowed, or a file cannot be used; one line that names it.
@@ -143,15 +161,29 @@ def prepared(config: DictConfig) -> Prepared:
         data.setup()
         if config.backbone.get("cache"):
             data.turn = _number_in_sweep()
-    backbone, make_tracker = build(config, "backbone"), build(config, "propagation")
-    with options_of("propagation"):
-        tracker = make_tracker(backbone)
     progress = ProgressBars(console, enabled=_shows_bars(config) and console.is_terminal)
-    return Prepared(folder, console, progress, data, backbone, make_tracker, tracker)
+    return Run(folder, console, progress, data)
+
+
+def load_models(config: DictConfig, device: torch.device) -> Models:
+    """Loads backbone and refiner on `device`, and checks the options of propagation and adaptation against them.
+
+    Raises:
+        DriftError: an option is not allowed, or a checkpoint cannot be used; one line that names it.
+    """
+    backbone: Backbone = build(config, "backbone", device=device)
+    make_tracker = build(config, "propagation")
+    with options_of("propagation"):
+        propagation = make_tracker(backbone).options
+    adaptation: Adaptation = build(config, "adaptation")
+    with options_of("adaptation"):
+        adaptation.check(backbone)
+    refiner = build(config, "refinement", device=device)
+    return Models(backbone, refiner, make_tracker, propagation, adaptation)
 
 
 def _number_in_sweep() -> int:
-    """Which run of a sweep this is, from 0; 0 where there is one run."""
+    """Number of the run in a sweep, from 0."""
     return int(HydraConfig.get().job.num) if _in_sweep() else 0
 
 
@@ -164,9 +196,9 @@ def _shows_bars(config: DictConfig) -> bool:
 
 
 def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str) -> int:
-    """Composes the configuration from the command line and runs `task` on it, once or, with -m, for each of a sweep.
+    """Composes the configuration from the command line and runs `task` on it, with -m for each run of a sweep.
 
-    Errors that are the user's to mend become one line on standard error. In a sweep the other runs go on.
+    Errors that the user can correct become one line on standard error. In a sweep the other runs continue.
 
     Returns:
         The exit status: 0, or 2 after such an error, or 130 after an interrupt.
@@ -183,13 +215,13 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     def main(config: DictConfig) -> Any:
         nonlocal status
-        _prepare_process()  # of a sweep, this may be another one
+        _prepare_process()  # a launcher of sweeps may start new processes
         hydra_config = HydraConfig.get()
-        # In a sweep each run has a folder of its own; and all processes of a run must have the same.
+        # The runs of a sweep have different folders; all processes of a run must have the same.
         config.output.dir = hydra_config.runtime.output_dir
-        told = Path(config.output.dir) / ERROR_FILE
+        error_file = Path(config.output.dir) / ERROR_FILE
         with suppress(OSError):
-            told.unlink()
+            error_file.unlink()
         try:
             if _in_sweep() and "joblib" in str(hydra_config.launcher.get("_target_")):
                 claim_gpu(Path(hydra_config.sweep.dir))
@@ -199,42 +231,42 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         except OSError as error:
             where = error.filename or f"output.dir={config.output.dir}"
             line = f"{where}: {error.strerror or error}"
-        except Exception as error:  # of a sweep, the other runs go on: a GPU's memory may do for them
+        except Exception as error:  # the other runs of a sweep continue: they may need less GPU memory
             if not _in_sweep():
                 raise
             traceback.print_exc()
             line = f"{type(error).__name__}: {_first_line(error)}"
         status = _fail(line)
         with suppress(OSError):
-            told.write_text(f"{line}\n", encoding="utf-8")
+            error_file.write_text(f"{line}\n", encoding="utf-8")
 
     try:
         with _ended_by_sigterm():
             main()
-        if SweepSummary.failed:  # in processes of their own
+        if SweepSummary.failed:  # runs in other processes
             status = 2
     except (HydraException, OmegaConfBaseException) as error:
         status = _fail(_explain(error, config_dir, config_name))
-    except OSError as error:  # the output folder, which Hydra makes, or a launcher without its cluster
+    except OSError as error:  # the output folder, which Hydra creates, or a launcher without its cluster
         if error.filename is None:
             raise
         status = _fail(f"output.dir={error.filename}: cannot be written ({error.strerror})")
     except (ValueError, RuntimeError) as error:
         if not any(word.startswith("hydra/launcher=") for word in sys.argv):
             raise
-        status = _fail(f"hydra.launcher: {_first_line(error)}")  # runs tell their own errors
+        status = _fail(f"hydra.launcher: {_first_line(error)}")  # runs report their own errors
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt into an exit of its own.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        print("interrupted; what was written is whole", file=sys.stderr)
+        print("interrupted; the files written so far are complete", file=sys.stderr)
         return 130
     return status
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM ends the run as an interrupt does: Lightning's own handler would not end a prediction."""
+    """Within it, SIGTERM acts as an interrupt: Lightning's own handler does not end a prediction."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -250,8 +282,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _prepare_process() -> None:
-    """What every process of a run needs, those that a sweep's launcher starts included."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    """Settings of every process of a run, including those that a launcher of sweeps starts."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -260,10 +292,10 @@ def _prepare_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc reuse large blocks instead of handing each back to the system, where it can be told.
+    """Lets glibc reuse large blocks instead of returning them to the system.
 
-    Every activation of a 480p frame is otherwise fresh pages, cleared by the kernel one by one: on two CPU
-    cores that took half of the encoder's time.
+    Otherwise every activation of a 480p frame takes fresh pages, which the kernel clears one by one: half of the
+    encoder's time on two CPU cores.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -274,7 +306,7 @@ def keep_freed_memory() -> None:
 
 
 def _with_choices_below(word: str, config_dir: Path) -> str:
-    """`experiment=glob(ablation/*)` as a list of choices: Hydra's own glob does not look into folders of a group."""
+    """Expands `experiment=glob(ablation/*)` to a list: Hydra's own glob does not search folders of a group."""
     found = re.fullmatch(r"(\w+)=glob\(([\w/*?-]+/[\w*?-]+)\)", word)
     if not found:
         return word
@@ -295,7 +327,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
-    """One line that names the key, the value and what is allowed."""
+    """One line that names the key, the value and the allowed values."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
@@ -308,11 +340,16 @@ def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
 
 
 def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> str:
-    """Of a group's choice that there is not, as `data/coco` or `experiment/grid/head`: what there is."""
+    """For a choice that does not exist, as `data/coco` or `experiment/grid/head`: the choices of its group."""
     group, _, name = chosen.partition("/")
-    if group == "hydra":  # plugins bring choices of their own
+    if (config_dir / chosen).parent.is_dir() and group not in (
+        "hydra",
+        "experiment",
+    ):  # a group within a group
+        group, _, name = chosen.rpartition("/")
+    if group == "hydra":  # plugins add choices
         part, _, name = name.partition("/")
-        hint = "takes pip install -e '.[sweep]'; " if part == "launcher" else ""
+        hint = "needs pip install -e '.[sweep]'; " if part == "launcher" else ""
         return f"hydra/{part}={name}: {hint}allowed is {', '.join(options)}"
     paths = sorted((config_dir / group).rglob("*.yaml"))
     allowed = [path.relative_to(config_dir / group).with_suffix("").as_posix() for path in paths]
@@ -321,7 +358,7 @@ def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> st
 
 def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
     GlobalHydra.instance().clear()
-    groups = {path.name for path in config_dir.iterdir() if path.is_dir()}
+    groups = {path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()}
     choices = [word for word in sys.argv[1:] if word.split("=")[0] in groups and "," not in word]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         node: Any = compose(config_name, overrides=choices)

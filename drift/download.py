@@ -1,4 +1,4 @@
-"""Fetching a large file or an archive once: with progress, resumed where it broke off, checked before it is used."""
+"""Downloads of files and archives: with a progress bar, resumable, and verified before use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,28 +29,28 @@ from drift.errors import InputError
 __all__ = ["Archive", "download", "extract", "fetch_and_extract", "sha256_of"]
 
 _BLOCK = 1 << 20
-_TRIES = 4  # in a row in which nothing more came
+_MAX_FAILURES = 4  # consecutive requests without a new byte
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 def sha256_of(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
+    """SHA-256 digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Unusable(InputError):
-    """An archive is not to be unpacked, whatever is done about the disk."""
+class _InvalidArchiveError(InputError):
+    """An archive that must be downloaded again, as opposed to a problem of the disk."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set as its authors serve it.
+    """A zip archive of a data set.
 
     Attributes:
-        url: of a zip.
-        folder: the folder in it that holds the data set; empty for its root.
-        limit: how many bytes it may unpack to.
+        url: of the archive.
+        folder: folder in the archive that contains the data set; empty for its root.
+        limit: maximum size of the unpacked archive in bytes.
     """
 
     url: str
@@ -60,76 +59,80 @@ class Archive:
 
 
 def fetch_and_extract(archive: Archive, root: Path) -> None:
-    """Fetches an archive and unpacks it into `root`, where nothing of it is seen before all of it is unpacked.
+    """Downloads an archive and unpacks it into `root`, which is changed only once the archive is unpacked as a whole.
 
     Raises:
         InputError: see `download` and `extract`.
     """
-    beside = root / ".download"  # on the disk that the data set is to be on
-    packed = beside / archive.url.rsplit("/", 1)[-1]
-    if not packed.is_file():
-        download(archive.url, packed, sha256=None)
+    staging = root / ".download"  # on the same disk as `root`, so that files can be moved
+    path = staging / archive.url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        download(archive.url, path, sha256=None)
     try:
-        extract(packed, beside / "unpacked", limit=archive.limit)
-    except _Unusable:
-        shutil.rmtree(beside)  # the next call begins anew
-        with suppress(OSError):  # it may hold something else
+        extract(path, staging / "unpacked", limit=archive.limit)
+    except _InvalidArchiveError:
+        shutil.rmtree(staging)
+        with suppress(OSError):  # not empty
             root.rmdir()
         raise
-    source = beside / "unpacked" / archive.folder
+    source = staging / "unpacked" / archive.folder
     if not source.is_dir():
-        raise InputError(f"{archive.url}: holds no folder {archive.folder}")
-    # Lists last: what tells that a data set is there must not be there before its pictures.
-    files = [path for path in source.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda one: ("ImageSets" in one.parts, one)):
-        target = root / path.relative_to(source)
+        raise InputError(f"{archive.url}: contains no folder {archive.folder}")
+    # Lists of sequences last: they mark the data set as downloaded, see `ClipDataModule.is_downloaded`.
+    files = [file for file in source.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: ("ImageSets" in file.parts, file)):
+        target = root / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
-    shutil.rmtree(beside)
+        os.replace(file, target)
+    shutil.rmtree(staging)
 
 
-def extract(packed: Path, folder: Path, *, limit: int) -> None:
-    """Unpacks a zip into a fresh folder, of which nothing is left if that fails.
+def extract(path: Path, folder: Path, *, limit: int) -> None:
+    """Unpacks a zip archive into `folder`, which is replaced, and removed on failure; `limit` is in unpacked bytes.
 
     Raises:
-        InputError: it is no zip or a broken one, a member would leave the folder or is a link, it unpacks to more
-            than `limit` bytes, or the disk is full; names the archive and the member.
+        InputError: the archive is not a complete zip file, is larger than `limit`, has a member that is a link or lies
+            outside `folder`, or cannot be written to the disk.
     """
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        with zipfile.ZipFile(packed) as archive:
+        with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            _check_members(packed, members, limit)
+            _check_members(path, members, limit)
             folder.mkdir(parents=True)
-            left = limit
+            remaining = limit
             for member in members:
-                left -= _unpack(packed, archive, member, folder, left)
+                remaining -= _extract_member(path, archive, member, folder, remaining)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)):
-            raise _Unusable(f"{packed}: is no whole zip ({error}); delete it, and fetch it again") from None
+            raise _InvalidArchiveError(
+                f"{path}: not a complete zip file ({error}); download it again"
+            ) from None
         if isinstance(error, OSError):
-            raise InputError(f"{packed}: cannot be unpacked into {folder} ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be unpacked into {folder} ({error.strerror})") from None
         raise
 
 
-def _check_members(packed: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
+def _check_members(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
     for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
-            raise _Unusable(
-                f"{packed}: its member {member.filename} would leave the folder; nothing is unpacked"
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in member.filename:
+            raise _InvalidArchiveError(
+                f"{path}: member {member.filename} is outside the folder; nothing was unpacked"
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise _Unusable(f"{packed}: its member {member.filename} is a link; nothing is unpacked")
+            raise _InvalidArchiveError(f"{path}: member {member.filename} is a link; nothing was unpacked")
     if (size := sum(member.file_size for member in members)) > limit:
-        raise _Unusable(
-            f"{packed}: unpacks to {size / 2**30:.1f} GiB, more than the {limit / 2**30:.1f} allowed"
+        raise _InvalidArchiveError(
+            f"{path}: {size / 2**30:.1f} GiB when unpacked, more than the allowed {limit / 2**30:.1f} GiB"
         )
 
 
-def _unpack(packed: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
-    """Unpacks a member, and gives its size: what it says of itself may be a lie."""
+def _extract_member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, limit: int
+) -> int:
+    """Unpacks a member and returns its actual size in bytes, because the header may state a wrong one."""
     target = folder / member.filename
     if member.is_dir():
         target.mkdir(parents=True, exist_ok=True)
@@ -139,91 +142,86 @@ def _unpack(packed: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, fol
     with archive.open(member) as source, target.open("wb") as file:
         while block := source.read(_BLOCK):
             size += len(block)
-            if size > left:
-                raise _Unusable(f"{packed}: unpacks to more than is allowed, at {member.filename}")
+            if size > limit:
+                raise _InvalidArchiveError(f"{path}: more data than allowed, in member {member.filename}")
             file.write(block)
     return size
 
 
 def download(url: str, path: Path, *, sha256: str | None) -> None:
-    """Fetches `url` into `path`, which appears when it is whole and, where one is known, of this digest.
+    """Downloads `url` to `path`.
 
-    What has come lies beside it as `NAME.partial`; the same call goes on from there.
+    The file is written to `NAME.partial` and renamed once it is complete and verified; a later call resumes an
+    interrupted download.
+
+    Args:
+        url: of the file.
+        path: where to write it.
+        sha256: expected digest in hexadecimal, or None.
 
     Raises:
-        InputError: the server cannot be reached, sends something else, or the disk is full. The message says
-            where to put the file by hand.
+        InputError: the server cannot be reached, the digest differs, or the file cannot be written. The message says
+            where to put a file that was downloaded manually.
     """
     partial = path.with_name(f"{path.name}.partial")
-    by_hand = f"fetch {url} elsewhere and put it at {path}"
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    manual = f"download {url} manually and put it at {path}"
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns) as progress:
+        with Progress("{task.description}", *columns) as progress:
             _fetch(url, partial, progress, progress.add_task(path.name, total=None))
         digest = None if sha256 is None else sha256_of(partial)
     except urllib.error.HTTPError as error:
-        raise InputError(f"{url}: the server says {error.code} {error.reason}; {by_hand}") from error
+        raise InputError(f"{url}: the server answered {error.code} {error.reason}; {manual}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        kept = f"what came is kept in {partial.name}; " if partial.exists() else ""
-        raise InputError(f"{url}: cannot be reached ({reason}); {kept}try again, or {by_hand}") from error
+        kept = f" (resumes from {partial.name})" if partial.exists() else ""
+        raise InputError(f"{url}: cannot be reached ({reason}); try again{kept}, or {manual}") from error
     except OSError as error:
-        raise InputError(f"{partial}: cannot be written ({error.strerror}); what came is kept") from error
+        raise InputError(f"{partial}: cannot be written ({error.strerror})") from error
     if digest != sha256:
         partial.unlink()
-        raise InputError(f"{url}: what came is not the file that is known by its SHA-256; {by_hand}")
+        raise InputError(f"{url}: the SHA-256 digest of the download differs from the expected one; {manual}")
     os.replace(partial, path)
 
 
 def _fetch(url: str, partial: Path, progress: Progress, task: TaskID) -> None:
-    """Appends to `partial` until all is there; a transfer that breaks off is taken up again."""
+    """Appends to `partial` until it is complete; resumes an interrupted transfer."""
     failures = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
         try:
             if _transfer(url, partial, before, progress, task):
                 return
-            error: Exception = ConnectionError("the transfer breaks off")
+            error: Exception = ConnectionError("the transfer was interrupted")
         except urllib.error.HTTPError:
             raise
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as failure:
             error = failure
-        came = partial.exists() and partial.stat().st_size > before
-        failures = 0 if came else failures + 1
-        if failures == _TRIES:
+        progressed = partial.exists() and partial.stat().st_size > before
+        failures = 0 if progressed else failures + 1
+        if failures == _MAX_FAILURES:
             raise error
 
 
 def _transfer(url: str, partial: Path, start: int, progress: Progress, task: TaskID) -> bool:
-    """One request for what is missing; whether all is there now."""
+    """Requests the bytes from `start` on; returns whether the file is complete."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return True  # nothing is missing; the digest tells whether it is the file
+            return True  # the file was complete already
         raise
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        start = start if resumed else 0  # a server that knows no ranges begins anew
+        start = start if resumed else 0  # the server ignored the range
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         progress.update(task, total=total, completed=start)
         with partial.open("ab" if resumed else "wb") as file:
-            for block in _blocks(response):
+            while block := response.read1(_BLOCK):
                 file.write(block)
                 progress.advance(task, len(block))
-            came = file.tell()
-    return total is None or came >= total
-
-
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while block := response.read1(_BLOCK):
-        yield block
+            size = file.tell()
+    return total is None or size >= total

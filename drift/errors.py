@@ -1,4 +1,4 @@
-"""The errors that a user of drift meets, each one line that names the file or the option."""
+"""Errors for the user: each message is one line that names the file or the option."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ __all__ = ["DriftError", "InputError", "OptionError"]
 
 
 class DriftError(Exception):
-    """Base of every error whose message is meant for the user, without a traceback."""
+    """Base class of errors that are shown to the user without a traceback."""
 
 
 class InputError(DriftError):
-    """A file, a folder or its content cannot be used. The message names it and what to do."""
+    """A file or folder cannot be used. The message names it and says what to do."""
 
 
 class OptionError(DriftError):
-    """An option holds a value that is not allowed.
+    """An option has an invalid value.
 
     Args:
-        name: the option, without its configuration group (`top_k`, not `propagation.top_k`).
-        value: what was given.
-        allowed: what may be given, in words.
+        name: of the option, without its configuration group (`top_k`, not `propagation.top_k`).
+        value: the invalid value.
+        allowed: description of the allowed values.
     """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:

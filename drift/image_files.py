@@ -1,10 +1,11 @@
-"""Reading frames and masks from files, writing indexed masks. Every error names the file."""
+"""Reading frames and masks from image files, and writing indexed masks."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -12,11 +13,13 @@ from drift.errors import InputError
 
 __all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "write_mask"]
 
-_INDEXED_MODES = {"1", "L", "P"}
+_MAX_GREY_IDS = 32  # more grey values than this are taken for shades, not for object ids
+_SQUARE = np.ones((3, 3), np.uint8)
+_SOFT_EDGES = 64, 192  # between these grey values, a pixel of a soft mask is neither black nor white
 
 
 def _davis_palette() -> np.ndarray:
-    """The palette of DAVIS and PASCAL VOC: the bits of the index, dealt to R, G and B in turn."""
+    """The palette of DAVIS and PASCAL VOC: the bits of the index are distributed to R, G and B in turn."""
     index = np.arange(256)
     colours = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
@@ -41,60 +44,81 @@ def _open(path: Path) -> Image.Image:
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """A frame as `(height, width, 3)` uint8 RGB; grey-scale is repeated, alpha is dropped.
+    """Reads a frame as `(height, width, 3)` uint8 RGB; greyscale is expanded, alpha is dropped.
 
     Raises:
-        InputError: the file is missing, no image, or truncated.
+        InputError: the file is missing, truncated, or not an image.
     """
     return np.array(_open(path).convert("RGB"))
 
 
 def read_mask(path: Path, *, binary: bool | None = False) -> np.ndarray:
-    """A mask as `(height, width)` uint8 object ids, 0 for the background.
+    """Reads a mask as `(height, width)` uint8 object ids, 0 for the background.
 
-    Ids are the palette's *indices* (or grey values), never colours.
+    Object ids are palette indices or grey values, never colours.
 
     Args:
-        path: of the file.
-        binary: True where every non-zero pixel is object 1; False where pixels are ids and 255 is DAVIS-2017's void,
-            which counts as background; None where black and white alone are taken for one object, all else for ids.
+        path: image file.
+        binary: True: every non-zero pixel is object 1. False: pixels are object ids, 255 (void in DAVIS-2017) becomes
+            background. None: a mask in black and white is one object, also with soft edges (JPEG, anti-aliasing),
+            which are thresholded; other masks contain object ids.
 
     Raises:
-        InputError: the file is missing or broken, holds colours instead of ids, or ids above 255.
+        InputError: the file is missing or broken, contains colours or shades of grey instead of object ids, or ids
+            above 255.
     """
     image = _open(path)
-    if image.mode in _INDEXED_MODES:
+    if image.mode in ("1", "L", "P"):
         mask = np.array(image, dtype=np.uint8)
     elif image.mode.startswith("I"):
         ids = np.array(image)
+        if binary is not False and set(np.unique(ids).tolist()) <= {0, 65535}:
+            ids //= 257  # 16-bit black and white
         if ids.max(initial=0) > 255:
-            raise InputError(
-                f"{path}: holds object id {ids.max()}; at most 255 ids fit a mask: renumber them"
-            )
+            raise InputError(f"{path}: contains object id {ids.max()}, above 255; renumber the objects")
         mask = ids.astype(np.uint8)
     else:
-        mask = _grey(path, image, binary)
-    if binary is None:
-        binary = image.mode != "P" and set(np.unique(mask).tolist()) <= {0, 255}
+        mask = _from_colours(path, image, binary)
+    if binary is None and image.mode != "P":
+        has_ids = image.mode in ("1", "L", "I", "I;16") and image.format != "JPEG"
+        mask = _object_or_ids(path, mask, has_ids=has_ids)
     if binary:
         return (mask > 0).astype(np.uint8)
     return np.where(mask == 255, np.uint8(0), mask)
 
 
-def _grey(path: Path, image: Image.Image, binary: bool | None) -> np.ndarray:
-    """The grey values of a mask that was saved with three colours, where it may only be black and white."""
+def _from_colours(path: Path, image: Image.Image, binary: bool | None) -> np.ndarray:
+    """The grey values of an RGB mask, which is allowed for one object in black and white."""
     colours = np.array(image.convert("RGB"))
-    is_grey = (colours == colours[..., :1]).all()
-    if is_grey and (binary or (binary is None and set(np.unique(colours).tolist()) <= {0, 255})):
+    black_and_white = binary is None or set(np.unique(colours).tolist()) <= {0, 255}
+    if binary is not False and black_and_white and (colours == colours[..., :1]).all():
         return colours[..., 0]
     raise InputError(
-        f"{path}: is a colour image ({image.mode}), but a mask holds object ids; "
+        f"{path}: is a colour image ({image.mode}), but a mask contains object ids; "
         "save it as an indexed (palette) or 8-bit grey PNG"
     )
 
 
+def _object_or_ids(path: Path, mask: np.ndarray, *, has_ids: bool) -> np.ndarray:
+    """Object 1 of a grey mask in black and white, with soft edges thresholded; or the object ids it contains."""
+    is_shade = (mask > 0) & (mask < 255)
+    shades = np.unique(mask[is_shade])
+    has_ids &= len(shades) <= _MAX_GREY_IDS
+    if has_ids and len(shades) and (shades[-1] == len(shades) or not (mask == 255).any()):
+        return mask
+    # A lossless soft edge changes from pixel to pixel; ids fill areas.
+    has_areas = has_ids and (cv2.erode(mask, _SQUARE) == cv2.dilate(mask, _SQUARE))[is_shade].any()
+    black, white = np.count_nonzero(mask < _SOFT_EDGES[0]), np.count_nonzero(mask >= _SOFT_EDGES[1])
+    if has_areas or mask.size - black - white > min(black, white):
+        raise InputError(
+            f"{path}: contains shades of grey that are neither object ids nor one object in black and white; "
+            "save object ids as an indexed (palette) PNG"
+        )
+    return (mask > 127).astype(np.uint8)
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Writes `(height, width)` uint8 object ids as an indexed PNG in DAVIS' palette, whole or not at all."""
+    """Writes `(height, width)` uint8 object ids atomically as an indexed PNG with the palette of DAVIS."""
     image = Image.fromarray(mask, mode="P")
     image.putpalette(DAVIS_PALETTE.tobytes())
     partial = path.with_name(f".{path.name}.partial")

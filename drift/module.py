@@ -12,11 +12,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import nn
 
-from drift.adaptation.checkpoints import AdapterFolder
-from drift.backbone.interface import Backbone
-from drift.backbone.latent_diffusion import LatentDiffusion
+from drift.adaptation.adapter_files import AdapterFolder
+from drift.backbones.interface import Backbone
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.formats import SegmentedFrame
@@ -24,7 +22,6 @@ from drift.masks import with_given
 from drift.metrics.davis import DavisScore
 from drift.peak_memory import peak_memory, watch_peak_memory
 from drift.prefetch import prefetched
-from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
 from drift.refinement.refinement import Refinement
 from drift.reporting.clip_attention import keep_clip_attention
@@ -37,61 +34,23 @@ from drift.reporting.shown_objects import with_shown_objects
 from drift.resuming import ClipProgress, ProgressFile
 from drift.stopwatch import Stopwatch
 
-__all__ = ["ClipModule", "TrackingModule"]
+__all__ = ["TrackingModule"]
 
 _log = logging.getLogger(__name__)
 
 
-class ClipModule(L.LightningModule):
-    """Works on one clip at a time with a frozen backbone.
+class TrackingModule(L.LightningModule):
+    """Tracks the objects of each clip, writes and scores the masks.
 
     Args:
-        backbone: an `nn.Module` that meets `Backbone`; moved by the trainer.
-        adapters: gives, or learns, each clip's adapter.
-        progress: where to show progress, or None.
-    """
-
-    def __init__(
-        self, backbone: Backbone, *, adapters: AdapterFolder, progress: ProgressBars | None = None
-    ) -> None:
-        super().__init__()
-        assert isinstance(backbone, nn.Module)
-        self.backbone, self.adapters, self.progress = backbone, adapters, progress
-
-    def transfer_batch_to_device(
-        self, batch: Clip | None, device: torch.device, dataloader_idx: int
-    ) -> Clip | None:
-        """A clip stays where it is: its frames are moved one at a time."""
-        return batch
-
-    def adapted(self, clip: Clip) -> Adapter:
-        """A clip's adapter; one that could not be learned is warned of.
-
-        Raises:
-            InputError: a given frame or mask cannot be used, or an adapter is none of this clip's; names the clip.
-        """
-        assert isinstance(self.backbone, LatentDiffusion)
-        if not clip.given:  # points alone are followed: there is no mask to learn from
-            return Adapter(head_weights=self.adapters.settings.given_weights(self.backbone.heads))
-        try:
-            adapter = self.adapters.adapter(clip, self.backbone)
-        except InputError as error:
-            raise error if clip.name in str(error) else InputError(f"{clip.name}: {error}") from None
-        if adapter.warning:
-            _log.warning("%s: %s", clip.name, adapter.warning)
-        return adapter
-
-
-class TrackingModule(ClipModule):
-    """Tracks the objects of each clip, writes and scores what it finds.
-
-    Args:
-        backbone, adapters, progress: see `ClipModule`.
-        make_tracker: gives a fresh tracker for a clip, from the backbone, the clip's adapter, the refiner and a
-            stopwatch.
-        refiner: sharpens predicted masks, and makes masks of boxes and clicks; None leaves masks as propagated.
-        score: takes the scores of all clips.
-        output: where to write.
+        backbone: the frozen backbone; an `nn.Module` is moved by the trainer.
+        make_tracker: returns a new tracker for a clip, given the backbone, an adapter, a refiner and a stopwatch.
+        refiner: refines propagated masks and turns boxes and clicks into masks; None for neither.
+        adapters: reads or learns the adapter of each clip.
+        score: metric that is updated with every clip.
+        output: the output folder.
+        progress: progress bars, or None.
+        waits_for_device: whether the stages of the stopwatch wait for the accelerator.
     """
 
     def __init__(
@@ -104,16 +63,23 @@ class TrackingModule(ClipModule):
         score: DavisScore,
         output: OutputFolder,
         progress: ProgressBars | None = None,
+        waits_for_device: bool = False,
     ) -> None:
-        super().__init__(backbone, adapters=adapters, progress=progress)
+        super().__init__()
+        self.backbone, self.adapters, self.progress = backbone, adapters, progress
         self.make_tracker, self.refiner = make_tracker, refiner
-        self.score = score
-        self.output = output
+        self.score, self.output, self.waits_for_device = score, output, waits_for_device
+
+    def transfer_batch_to_device(
+        self, batch: Clip | None, device: torch.device, dataloader_idx: int
+    ) -> Clip | None:
+        """Clips stay where they are: their frames are moved one at a time."""
+        return batch
 
     def predict_step(self, clip: Clip | None, batch_idx: int = 0) -> ClipResult | None:
-        """Adapts to one clip, then tracks it. Its files are written while it runs, and whole when it returns.
+        """Adapts to a clip and tracks it. Its files are written meanwhile, and complete on return.
 
-        Of several processes one that has no clip is given None.
+        With several processes, a process without a clip gets None.
         """
         if clip is None:
             return None
@@ -147,12 +113,15 @@ class TrackingModule(ClipModule):
         )
 
     def _adapted_and_tracked(self, clip: Clip, kept: ProgressFile, earlier: ClipProgress) -> ClipProgress:
-        """Does the frames that are not done; the figures are those of the whole clip."""
+        """Processes the remaining frames of a clip; the figures are those of the whole clip."""
         if not earlier.done:
             self.output.forget_pictures(clip)
         watch_peak_memory(self.backbone.device)
-        adapter = self.adapted(clip)
-        stopwatch, decoding, start = Stopwatch(self.backbone.device), Stopwatch(), time.perf_counter()
+        adapter = self.adapters.adapter(clip, self.backbone)
+        if adapter.warning:
+            _log.warning("%s: %s", clip.name, adapter.warning)
+        stopwatch = Stopwatch(self.backbone.device if self.waits_for_device else None)
+        decoding, start = Stopwatch(), time.perf_counter()
         tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
         with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
 
@@ -160,7 +129,7 @@ class TrackingModule(ClipModule):
                 seconds = (decoding.seconds, stopwatch.seconds, written.stopwatch.seconds)
                 return ClipProgress(
                     done=done,
-                    # Clips with pictures and those without are to be compared.
+                    # Without figures of attention, so that clips compare.
                     seconds=earlier.seconds + time.perf_counter() - start - stopwatch.seconds["attention"],
                     stages=_summed(earlier.stages, *seconds),
                     refinements=_summed(earlier.refinements, tracker.refinements),
@@ -204,7 +173,7 @@ class TrackingModule(ClipModule):
     def _segmented(
         self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, given: np.ndarray | None
     ) -> SegmentedFrame:
-        """What a frame holds; errors gain the clip's and the frame's name."""
+        """Segments a frame; errors gain the names of clip and frame."""
         size = frame.shape[0], frame.shape[1]
         named = partial(
             SegmentedFrame, index=index, name=clip.frame_names[index], time=clip.time(index), frame=frame
@@ -225,7 +194,7 @@ class TrackingModule(ClipModule):
 def _decoded(
     clip: Clip, stopwatch: Stopwatch, first: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """Index, frame and given mask of every time step from `first` on, decoded when asked for."""
+    """Index, frame and given mask of every frame from `first` on, decoded on demand."""
     frames = iter(clip.frames[first:])
     for index in range(first, len(clip)):
         with stopwatch.stage("decode"):

@@ -1,4 +1,4 @@
-"""Checks of option values, shared by all public classes: each failure says what is allowed."""
+"""Checks of option values; each raises OptionError with the allowed values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def _is_number(value: object) -> bool:
 def whole_number(
     name: str, value: object, *, minimum: int, maximum: int | None = None, none_allowed: bool = False
 ) -> None:
-    """Raises OptionError unless `value` is an integer from `minimum` to `maximum` (or None, where allowed)."""
+    """Raises OptionError unless `value` is an integer in [`minimum`, `maximum`], or None if `none_allowed`."""
     if value is None and none_allowed:
         return
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         upper = "or more" if maximum is None else f"to {maximum}"
         raise OptionError(
             name, value, f"a whole number, {minimum} {upper}" + (", or null" if none_allowed else "")
@@ -35,7 +35,7 @@ def positive(name: str, value: object) -> None:
 
 
 def non_negative(name: str, value: object) -> None:
-    """Raises OptionError unless `value` is a finite number, 0 or more."""
+    """Raises OptionError unless `value` is a finite number of at least 0."""
     if not _is_number(value) or value < 0:  # type: ignore[operator]
         raise OptionError(name, value, "a number, 0 or more")
 
@@ -43,10 +43,10 @@ def non_negative(name: str, value: object) -> None:
 def choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Raises OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise OptionError(name, value, ", ".join(str(one) for one in allowed))
+        raise OptionError(name, value, ", ".join(map(str, allowed)))
 
 
 def share(name: str, value: object) -> None:
-    """Raises OptionError unless `value` is a number from 0 to 1."""
+    """Raises OptionError unless `value` is a number in [0, 1]."""
     if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
         raise OptionError(name, value, "a number from 0 to 1")

@@ -1,4 +1,4 @@
-"""How much memory the work has taken at most."""
+"""Peak memory use of a device."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["peak_memory", "watch_peak_memory"]
 
 
 def watch_peak_memory(device: torch.device) -> None:
-    """Starts to watch anew; a CPU's processes are watched from their start, whatever is done."""
+    """Resets the peak of a GPU; that of a CPU process is counted from its start and cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what PyTorch held there since `watch_peak_memory`, on a CPU the process since it began.
+    """Peak memory in bytes; 0 if the system does not report it.
 
-    Where the system does not tell, 0.
+    On a GPU, of the memory allocated by PyTorch since `watch_peak_memory`; on a CPU, of the process since its start.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if "resource" not in globals():
         return 0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

@@ -1,4 +1,4 @@
-"""Work done ahead of, or behind, the model's: one thread each way."""
+"""Background threads that load items ahead of the model and write its results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _END = object()
 
 
 def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """The items, made by a thread that stays at most `depth` ahead.
+    """Iterates over `items` in a background thread, at most `depth` items ahead.
 
-    An error of `items` is raised here, after all items before it.
+    An exception raised by `items` is raised after the items that precede it.
     """
-    ready: queue.Queue = queue.Queue(depth)
-    stopped = threading.Event()
+    buffer: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
 
-    def offer(entry: object) -> bool:
-        while not stopped.is_set():
+    def put(entry: object) -> bool:
+        while not closed.is_set():
             try:
-                ready.put(entry, timeout=0.1)
+                buffer.put(entry, timeout=0.1)
                 return True
             except queue.Full:
                 continue
@@ -33,62 +33,62 @@ def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     def produce() -> None:
         try:
             for item in items:
-                if not offer((item, None)):
+                if not put((item, None)):
                     return
-            offer((_END, None))
+            put((_END, None))
         except BaseException as error:
-            offer((_END, error))
+            put((_END, error))
 
     thread = threading.Thread(target=produce, name="drift-prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            item, error = buffer.get()
             if error is not None:
                 raise error
             if item is _END:
                 return
             yield item
     finally:
-        stopped.set()
+        closed.set()
         thread.join()
 
 
 class BackgroundConsumer(Generic[Item]):
-    """Hands items to `consume` in a thread, in order, with at most `depth` waiting.
+    """Calls `consume` with each item, in order, in a background thread; at most `depth` items are queued.
 
-    An error of `consume` is raised by the next `put` or by `close`; items after it are dropped.
+    An exception raised by `consume` is raised again by the next `put` or `close`; all later items are dropped.
     """
 
     def __init__(self, consume: Callable[[Item], object], depth: int = 4) -> None:
         self._consume = consume
-        self._waiting: queue.Queue = queue.Queue(depth)
+        self._queue: queue.Queue = queue.Queue(depth)
         self._error: BaseException | None = None
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="drift-writer", daemon=True)
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Queues an item; waits where `depth` are queued."""
-        self._raise()
-        self._waiting.put(item)
+        """Queues an item; blocks while `depth` items are queued."""
+        self._raise_error()
+        self._queue.put(item)
 
     def close(self) -> None:
-        """Waits until all queued items are consumed."""
+        """Waits until all queued items are consumed, and ends the thread."""
         if self._thread.is_alive():
-            self._waiting.put(_END)
+            self._queue.put(_END)
             self._thread.join()
-        self._raise()
+        self._raise_error()
 
     def _run(self) -> None:
-        while (item := self._waiting.get()) is not _END:
+        while (item := self._queue.get()) is not _END:
             if not self._failed:
                 try:
                     self._consume(item)
                 except BaseException as error:
                     self._error, self._failed = error, True
 
-    def _raise(self) -> None:
+    def _raise_error(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
             raise error

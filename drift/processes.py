@@ -1,4 +1,4 @@
-"""Several processes that share the clips of a run: who does what, and what happens when one of them dies."""
+"""Runs with several processes: assignment of clips and GPUs, and what happens when a process dies."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ with suppress(ImportError):  # not on Windows
 
 __all__ = ["claim_gpu", "longest_first", "watched", "workers"]
 
-_EVERY = 0.5  # seconds between two looks
-_MOST_ON_CPU = 4  # processes: each takes 2 GB
+_POLL_INTERVAL = 0.5  # seconds
+_MAX_CPU_WORKERS = 4  # each takes 2 GB of memory
 
-_claimed: list[IO[str]] = []
+_gpu_locks: list[IO[str]] = []
 
 
-def longest_first(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Which clips each process takes: each clip once, the longest dealt out first, always to who has least to do.
+def longest_first(lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """Assigns each clip to a process: in order of decreasing length, to the process with the fewest frames.
 
     Args:
-        lengths: of the clips, in frames.
-        shares: how many processes there are.
+        lengths: numbers of frames of the clips.
+        processes: number of processes.
 
     Returns:
-        For each process the places of its clips in `lengths`, longest first; empty where there are too few clips.
+        For each process, the indices of its clips, longest first; empty if there are fewer clips than processes.
     """
-    dealt: list[list[int]] = [[] for _ in range(shares)]
-    frames = [0] * shares
-    for place in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        least = frames.index(min(frames))
-        dealt[least].append(place)
-        frames[least] += lengths[place]
-    return dealt
+    assignment: list[list[int]] = [[] for _ in range(processes)]
+    frames = [0] * processes
+    for clip in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        rank = frames.index(min(frames))
+        assignment[rank].append(clip)
+        frames[rank] += lengths[clip]
+    return assignment
 
 
 def workers() -> int:
-    """How many runs of a sweep this machine does at once: one for each GPU, or for each of up to four cores."""
-    return torch.cuda.device_count() or min(os.cpu_count() or 1, _MOST_ON_CPU)
+    """Number of sweep runs that this machine executes in parallel: one per GPU, or one per CPU core, at most four."""
+    return torch.cuda.device_count() or min(os.cpu_count() or 1, _MAX_CPU_WORKERS)
 
 
 def claim_gpu(folder: Path) -> None:
-    """Takes one of the machine's GPUs for this process, which sees no other from here on; call it before one is used.
+    """Reserves one GPU for this process until it ends, and hides all others; call it before CUDA is initialised.
 
-    It is this process' until it ends. Where there are more processes than GPUs, some share one.
+    If there are more processes than GPUs, some share a GPU.
 
     Args:
-        folder: one for all processes that share the GPUs, on a local disk.
+        folder: for lock files; the same for all processes, on a local disk.
     """
-    if _claimed:
+    if _gpu_locks:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     for gpu in gpus if len(gpus) > 1 else ():
         file = (folder / f".gpu-{gpu}.lock").open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process'
+        except OSError:  # reserved by another process
             file.close()
             continue
-        _claimed.append(file)  # open, and so locked, as long as the process lives
+        _gpu_locks.append(file)  # the lock is released when the file is closed
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         return
     if len(gpus) > 1:
@@ -80,10 +80,10 @@ def claim_gpu(folder: Path) -> None:
 
 @contextmanager
 def watched(trainer: L.Trainer) -> Iterator[None]:
-    """Within it, a process that `trainer` started and that dies ends the whole run, with one line and status 2.
+    """Context manager that stops the run, with an error and exit status 2, when a process started by `trainer` dies.
 
-    Without it the others would wait for it, at the end, for half an hour. Processes that something else started
-    (torchrun, SLURM) are looked after by that.
+    Otherwise the remaining processes would wait for it until the collective operation times out (30 minutes). Processes
+    started by torchrun or SLURM are supervised by these.
     """
     done = threading.Event()
     thread = threading.Thread(target=_watch, args=(trainer, done), name="drift-watch", daemon=True)
@@ -92,11 +92,11 @@ def watched(trainer: L.Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         done.set()
-        time.sleep(_EVERY)  # a process that died may still be on its way out
-        dead = _dead(trainer)
-        _end_all(_started(trainer))
-        if dead and not isinstance(error, DriftError):  # what the others' silence looks like from here
-            raise DriftError(dead) from error
+        time.sleep(_POLL_INTERVAL)  # a dying process may not have exited yet
+        failure = _failure(trainer)
+        _kill_all(_children(trainer))
+        if failure and not isinstance(error, DriftError):  # caused by the failure: a lost connection
+            raise DriftError(failure) from error
         raise
     finally:
         done.set()
@@ -104,30 +104,28 @@ def watched(trainer: L.Trainer) -> Iterator[None]:
 
 
 def _watch(trainer: L.Trainer, done: threading.Event) -> None:
-    while not done.wait(_EVERY):
-        dead = _dead(trainer)
-        if dead and not done.wait(_EVERY):  # this process may have heard of it, and be about to tell
-            print(f"error: {dead}", file=sys.stderr, flush=True)
-            _end_all(_started(trainer))
-            os._exit(2)  # the main thread may be waiting for the dead one, and cannot be interrupted
+    while not done.wait(_POLL_INTERVAL):
+        failure = _failure(trainer)
+        if failure and not done.wait(_POLL_INTERVAL):  # unless the main thread is about to report it
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+            _kill_all(_children(trainer))
+            os._exit(2)  # the main thread may be blocked in a collective operation
 
 
-def _dead(trainer: L.Trainer) -> str | None:
-    """What became of the first process that ended badly; None where none did."""
-    for rank, one in enumerate(_started(trainer), start=1):
-        if status := one.poll():
-            why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            return (
-                f"process {rank} of {trainer.world_size} {why}; the run is stopped, what was written is whole"
-            )
+def _failure(trainer: L.Trainer) -> str | None:
+    """Error message about the first process that failed, or None."""
+    for rank, process in enumerate(_children(trainer), start=1):
+        if status := process.poll():
+            cause = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            return f"process {rank} of {trainer.world_size} {cause}; the run was stopped, finished clips are kept"
     return None
 
 
-def _started(trainer: L.Trainer) -> Sequence[Any]:
+def _children(trainer: L.Trainer) -> Sequence[Any]:
     return list(getattr(trainer.strategy.launcher, "procs", None) or ())
 
 
-def _end_all(processes: Sequence[Any]) -> None:
-    for one in processes:
-        if one.poll() is None:
-            one.kill()
+def _kill_all(processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()

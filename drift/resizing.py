@@ -1,4 +1,4 @@
-"""Frames made smaller for the model."""
+"""Downscaling of frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["reduced_frame", "reduced_size"]
 
 
 def reduced_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """Height and width of a frame made smaller, in its own proportions, until no side exceeds `max_side` pixels."""
+    """(height, width) scaled so that no side exceeds `max_side` pixels, keeping the aspect ratio; None: unchanged."""
     if max_side is None or max(size) <= max_side:
         return size
     scale = max_side / max(size)
@@ -17,7 +17,7 @@ def reduced_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
 
 
 def reduced_frame(frame: np.ndarray, max_side: int | None) -> np.ndarray:
-    """`(height, width, 3)` uint8 made smaller, each pixel the mean of those it covers."""
+    """Downscales a `(height, width, 3)` uint8 frame to `reduced_size`, by averaging pixels."""
     size = frame.shape[0], frame.shape[1]
     rows, columns = reduced_size(size, max_side)
     if (rows, columns) == size:

@@ -1,4 +1,4 @@
-"""How far a clip has come, kept beside its output, so that a run that was killed goes on where it was."""
+"""Progress of clips, kept beside their output, so that a run that was killed can be resumed."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _PRECISION = "trainer.precision"
 
 @dataclass(frozen=True)
 class ClipProgress:
-    """How far a clip has come.
+    """Progress of a clip.
 
     Attributes:
-        done: frames whose output is written.
-        seconds: wall time that they took.
+        done: number of frames whose output is written.
+        seconds: wall time of these frames.
         stages: seconds by stage.
-        refinements: how often what became of an object that was to be refined.
-        adaptation: how the clip's adapter was learned.
-        losses: of each step in which it was learned.
-        head_weights: that it came to, by layer; empty for equal ones.
-        warning: why that was given up, or None.
+        refinements: outcome counts of refinement.
+        adaptation: statistics of the optimisation of the adapter.
+        losses: losses of its steps.
+        head_weights: learned weights by layer; empty for equal weights.
+        warning: why the optimisation was abandoned, or None.
         peak_memory: in bytes, see `drift.peak_memory`.
-        formats: what was written of them.
-        tracker: what it knew then; None where it had not begun, or where the clip is done.
+        formats: output formats that were written.
+        tracker: state of the tracker; None before the first frame and after the last.
     """
 
     done: int = 0
@@ -60,7 +60,7 @@ class ClipProgress:
 
 
 def settings_that_count(config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a configuration decides which masks come out, by key: all but where files lie and how a run is shown."""
+    """The options that the masks depend on, by key: all but paths, logging and output."""
     flat = _flattened(config)
     counted = {
         key: value
@@ -81,12 +81,12 @@ def _flattened(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ProgressFolder:
-    """The progress of a run's clips: `progress/SEQUENCE.safetensors` below its folder.
+    """Progress files of a run: `progress/SEQUENCE.safetensors` in its folder.
 
     Attributes:
-        root: of the run.
+        root: folder of the run.
         settings: see `settings_that_count`.
-        resume: whether what is there is gone on from; else it is forgotten.
+        resume: whether existing progress is resumed; otherwise it is deleted.
     """
 
     root: Path
@@ -94,16 +94,16 @@ class ProgressFolder:
     resume: bool = False
 
     def of(self, clip: Clip) -> ProgressFile:
-        """A clip's."""
+        """The progress file of a clip."""
         path = self.root / "progress" / f"{clip.name}.safetensors"
         settings = {**self.settings, "the clip": clip.identity()[:12]}
         return ProgressFile(path, settings, self.resume)
 
     def check(self) -> None:
-        """Raises where something is to be gone on from that other settings have left, before anything is touched.
+        """Checks that existing progress can be resumed with these settings, before anything is written.
 
         Raises:
-            InputError: says what differs.
+            InputError: it was made with other settings; says what differs.
         """
         if not self.resume:
             return
@@ -116,11 +116,11 @@ class ProgressFolder:
 
 @dataclass(frozen=True)
 class ProgressFile:
-    """One clip's progress.
+    """Progress file of a clip.
 
     Attributes:
-        path: of the file.
-        settings: what it must have been made with.
+        path: the file.
+        settings: settings that it must have been made with.
         resume: see `ProgressFolder`.
     """
 
@@ -129,10 +129,10 @@ class ProgressFile:
     resume: bool
 
     def earlier(self) -> ClipProgress:
-        """How far the clip came in an earlier run of the same settings.
+        """Progress of the clip in an earlier run with the same settings.
 
         Raises:
-            InputError: what is there comes from other settings or another clip; says what differs.
+            InputError: the file was made with other settings or for another clip; says what differs.
         """
         if not self.resume:
             self.path.unlink(missing_ok=True)
@@ -145,59 +145,59 @@ class ProgressFile:
         return progress
 
     def save(self, progress: ClipProgress) -> None:
-        """Keeps how far the clip has come, whole or not at all."""
-        tensors, told = _packed(progress)
-        both = {"progress": json.dumps(told), "settings": json.dumps(dict(self.settings))}
-        save_tensors(self.path, tensors, both)
+        """Saves the progress atomically."""
+        tensors, fields = _packed(progress)
+        metadata = {"progress": json.dumps(fields), "settings": json.dumps(dict(self.settings))}
+        save_tensors(self.path, tensors, metadata)
 
 
 def _refuse(path: Path, now: Mapping[str, str], then: Mapping[str, str]) -> None:
     differing = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     if differing:
-        told = "; ".join(
+        differences = "; ".join(
             f"{key} was {then.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in differing[:3]
         )
         raise InputError(
-            f"output.dir={path.parents[1]}: what is there of {path.stem} comes from another configuration "
-            f"({told}); give that one, another output.dir, or output.resume=false to do it again"
+            f"output.dir={path.parents[1]}: {path.stem} was processed with another configuration ({differences}); "
+            "pass that configuration, another output.dir, or output.resume=false to start again"
         )
 
 
 def _packed(progress: ClipProgress) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    told = asdict(replace(progress, tracker=None))
+    fields = asdict(replace(progress, tracker=None))
     state = progress.tracker
     if state is None:
-        return {"nothing": torch.zeros(1)}, told
+        return {"nothing": torch.zeros(1)}, fields
     tensors = {"noise": state.noise}
     for place, frame in enumerate(state.remembered):
         for kind, several in (("labels", frame.labels), ("points", frame.points)):
             tensors |= {f"{place:05d}.{kind}.{n}": one for n, one in enumerate(several)}
         tensors[f"{place:05d}.noise"] = frame.noise
-    told["tracker"] = {
+    fields["tracker"] = {
         "next_index": state.next_index,
         "object_ids": state.object_ids,
         "point_names": state.point_names,
         "frame_size": state.frame_size,
         "remembered": [(frame.index, frame.given, len(frame.labels)) for frame in state.remembered],
     }
-    return tensors, told
+    return tensors, fields
 
 
 def _read(path: Path) -> tuple[ClipProgress, dict[str, str]] | None:
-    """Progress and settings; None where the file is missing or of no use, so that the clip is done again."""
+    """Progress and settings; None if the file is missing or corrupt, so that the clip is processed again."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        told = json.loads(metadata["progress"])
-        state = told.pop("tracker")
+        fields = json.loads(metadata["progress"])
+        state = fields.pop("tracker")
         tracker = None if state is None else _tracker_state(state, tensors)
-        return ClipProgress(**told, tracker=tracker), json.loads(metadata["settings"])
+        return ClipProgress(**fields, tracker=tracker), json.loads(metadata["settings"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def _tracker_state(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrackerState:
+def _tracker_state(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrackerState:
     remembered = [
         RememberedFrame(
             index,
@@ -207,13 +207,13 @@ def _tracker_state(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tr
             points=tuple(tensors[f"{place:05d}.points.{n}"] for n in range(layers)),
             noise=tensors[f"{place:05d}.noise"],
         )
-        for place, (index, given, layers) in enumerate(told["remembered"])
+        for place, (index, given, layers) in enumerate(fields["remembered"])
     ]
     return TrackerState(
-        told["next_index"],
-        tuple(told["object_ids"]),
-        tuple(told["point_names"]),
-        None if told["frame_size"] is None else tuple(told["frame_size"]),
+        fields["next_index"],
+        tuple(fields["object_ids"]),
+        tuple(fields["point_names"]),
+        None if fields["frame_size"] is None else tuple(fields["frame_size"]),
         tensors["noise"],
         remembered,
     )

@@ -16,8 +16,8 @@ class Stopwatch:
     """Adds up the seconds of named stages.
 
     Args:
-        device: where the stages' work runs: on a GPU a stage ends when the GPU is done with it. None for
-            stages that run on the CPU, in a thread beside the model.
+        device: accelerator to wait for at the end of each stage, so that its work counts to the stage that started it.
+            None to never wait: a stage then counts the time until its work is queued.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -26,11 +26,11 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time until the block is left to `name`."""
+        """Adds the seconds of the block to `name`."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.device is not None and self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self.device is not None and self.device.type != "cpu":
+                torch.accelerator.synchronize(self.device)
             self.seconds[name] += time.perf_counter() - start

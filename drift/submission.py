@@ -1,4 +1,4 @@
-"""The archives that evaluation servers take: made of a run's masks, and checked before anyone waits for a server."""
+"""Archives of masks for evaluation servers: written and validated locally."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ __all__ = ["Submission", "check_submission", "write_submission"]
 
 @dataclass(frozen=True)
 class Submission:
-    """What a server takes.
+    """Contents of an archive.
 
     Attributes:
-        frames: the frames that it wants, without suffix, by sequence.
-        below: the folder in the archive that holds the sequences' folders; empty for the archive's root.
+        frames: names of the required frames, without suffix, by sequence.
+        prefix: folder in the archive that contains the folders of the sequences; empty for the root.
     """
 
     frames: Mapping[str, Sequence[str]]
-    below: str = ""
+    prefix: str = ""
 
     def members(self) -> Iterator[tuple[str, str, str]]:
-        """Sequence, frame and path in the archive of every mask."""
-        head = f"{self.below}/" if self.below else ""
-        for sequence, names in self.frames.items():
-            for name in names:
-                yield sequence, name, f"{head}{sequence}/{name}.png"
+        """(sequence, frame, path in the archive) of every mask."""
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        for sequence, frames in self.frames.items():
+            for frame in frames:
+                yield sequence, frame, f"{prefix}{sequence}/{frame}.png"
 
 
 def write_submission(path: Path, masks: Path, submission: Submission) -> None:
-    """Packs the masks that a server wants, checks the archive, and leaves it whole or not at all.
+    """Writes the required masks to a zip archive and validates it; on failure, no archive is left.
 
     Args:
-        path: of the zip.
-        masks: the folder with `SEQUENCE/FRAME.png`.
-        submission: what the server takes.
+        path: of the archive.
+        masks: folder with `SEQUENCE/FRAME.png`.
+        submission: required contents.
 
     Raises:
-        InputError: a mask is missing, or is not what the server takes; names it.
+        InputError: a mask is missing or invalid; see `check_submission`.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-            for sequence, name, member in submission.members():
-                file = masks / sequence / f"{name}.png"
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # a PNG is compressed
+            for sequence, frame, member in submission.members():
+                file = masks / sequence / f"{frame}.png"
                 if not file.is_file():
-                    raise InputError(f"{file}: no such mask; {path.name} needs it")
+                    raise InputError(f"{file}: no such mask; it is required in {path.name}")
                 archive.write(file, member)
         check_submission(partial, submission)
         os.replace(partial, path)
@@ -62,34 +62,27 @@ def write_submission(path: Path, masks: Path, submission: Submission) -> None:
 
 
 def check_submission(path: Path, submission: Submission) -> None:
-    """Raises unless an archive is what the server takes.
-
-    It must hold the wanted masks and nothing else, each an indexed 8-bit PNG, all of a sequence of one size.
+    """Validates an archive: exactly the required masks, as indexed 8-bit PNGs, of one size per sequence.
 
     Raises:
-        InputError: it is no zip, lacks a mask, holds something else or a mask of another kind; names the member.
+        InputError: the archive is not a zip file, or a member is missing, superfluous or invalid.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a zip ({error})") from None
+        raise InputError(f"{path}: cannot be read as a zip file ({error})") from None
     with archive:
-        wanted = {member: sequence for sequence, _, member in submission.members()}
-        found = [name for name in archive.namelist() if not name.endswith("/")]
-        there = set(found)
-        for name in wanted:
-            if name not in there:
-                raise InputError(f"{path}: lacks {name}")
-        for name in found:
-            if name not in wanted:
-                raise InputError(f"{path}: holds {name}, which the server does not want")
+        required = {member: sequence for sequence, _, member in submission.members()}
+        members = {name for name in archive.namelist() if not name.endswith("/")}
+        if missing := sorted(required.keys() - members):
+            raise InputError(f"{path}: lacks {missing[0]}")
+        if superfluous := sorted(members - required.keys()):
+            raise InputError(f"{path}: contains {superfluous[0]}, which the server does not accept")
         sizes: dict[str, tuple[int, int]] = {}
-        for name, sequence in wanted.items():
+        for name, sequence in required.items():
             size = _checked_size(path, name, archive.read(name))
             if sizes.setdefault(sequence, size) != size:
-                raise InputError(
-                    f"{path}: {name} is {size[0]} x {size[1]}, other masks of {sequence} are not"
-                )
+                raise InputError(f"{path}: {name} is {size[0]} x {size[1]}, unlike other masks of {sequence}")
 
 
 def _checked_size(path: Path, name: str, content: bytes) -> tuple[int, int]:
@@ -97,7 +90,7 @@ def _checked_size(path: Path, name: str, content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             if image.format != "PNG" or image.mode != "P":
-                raise InputError(f"{path}: {name} is no indexed PNG ({image.format}, {image.mode})")
+                raise InputError(f"{path}: {name} is not an indexed PNG ({image.format}, {image.mode})")
             return image.size
     except (UnidentifiedImageError, OSError, SyntaxError):
-        raise InputError(f"{path}: {name} cannot be read as a picture") from None
+        raise InputError(f"{path}: {name} cannot be read as an image") from None

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, whole or not at all."""
+"""Atomic writing of safetensors files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from drift.errors import InputError
 __all__ = ["save_tensors"]
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
-    """Writes tensors and what is told of them: neither an interrupt nor a full disk leaves half a file of that name.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors and metadata to a safetensors file; on failure, an existing file is left unchanged.
 
     Raises:
-        InputError: the file cannot be written; names it.
+        InputError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(
-            {name: one.detach().cpu().contiguous() for name, one in tensors.items()}, partial, dict(told)
-        )
-    except SafetensorError as error:  # what safetensors makes of the system's own errors
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, dict(metadata))
+    except SafetensorError as error:  # safetensors' form of an OSError
         partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error})") from None
     os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""Reading videos frame by frame through PyAV: whole, in parts, turned upright, with each frame's own time."""
+"""Reading video files frame by frame with PyAV: upright, with presentation times, sequentially or by index."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
@@ -17,25 +17,25 @@ from drift.errors import InputError
 
 __all__ = ["VideoFrames", "VideoIndex", "index_video"]
 
-_SLACK = 0.5  # seconds by which sound may make a container longer than its last packet says
+_AUDIO_TOLERANCE = 0.5  # seconds by which a container with audio may be longer than its packets
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What going through a video once has found.
+    """Properties of a video, found by decoding it once.
 
     Attributes:
         path: of the file.
-        stamps: each frame's presentation time in ticks of the file, as it says; -1 where it says none.
-        times: when each frame is shown, in seconds from the first one.
-        size: height and width of all frames, upright.
-        frames_per_second: the mean rate.
-        has_audio: whether there is sound.
-        defect: why frames are missing at the end, or None.
+        pts: presentation timestamp of each frame in units of the stream's time base; -1 if the file has none.
+        times: presentation time of each frame in seconds after the first.
+        size: (height, width) of all frames, upright.
+        frames_per_second: mean frame rate.
+        has_audio: whether the file has an audio stream.
+        defect: message about frames missing at the end, or None.
     """
 
     path: Path
-    stamps: Sequence[int]
+    pts: Sequence[int]
     times: Sequence[float]
     size: tuple[int, int]
     frames_per_second: float
@@ -44,67 +44,68 @@ class VideoIndex:
 
 
 class VideoFrames(Sequence[np.ndarray]):
-    """The frames of a video: item `t` is `(height, width, 3)` uint8 RGB, upright.
+    """The frames of a video file; item `t` is `(height, width, 3)` uint8 RGB, upright.
 
-    Iterating decodes each frame once and holds one; a slice is again such a sequence. Every iteration and every
-    access opens the file for itself, so that several threads may read.
+    Iteration decodes each frame once and keeps one in memory. Random access seeks to a key frame. Every iteration and
+    access opens the file anew, so that several threads can read. A slice with step 1 is again a `VideoFrames`.
 
     Args:
-        video: what going through it once has found.
-        part: which of its frames, consecutive ones; None for all.
+        video: see `index_video`.
+        part: consecutive frame numbers; None for all.
     """
 
     def __init__(self, video: VideoIndex, part: range | None = None) -> None:
         self.video = video
-        self.part = range(len(video.stamps)) if part is None else part
+        self.part = range(len(video.pts)) if part is None else part
 
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        if isinstance(place, slice):
-            part = self.part[place]
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]
+        if isinstance(number, slice):
+            part = self.part[number]
             if part.step != 1:
-                raise ValueError("a part of a video holds consecutive frames")
+                raise ValueError(f"a slice of a video must have step 1, not {part.step}")
             return VideoFrames(self.video, part)
-        return next(_decoded(self.video, self.part[place]))
+        return next(_decode(self.video, self.part[number]))
 
     def identity(self) -> str:
-        """What tells the video from others: its content."""
+        """SHA-256 digest of the file."""
         with self.video.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        frames = _decoded(self.video, self.part.start) if len(self.part) else iter(())
+        frames = _decode(self.video, self.part.start) if len(self.part) else iter(())
         for _, frame in zip(self.part, frames, strict=False):
             yield frame
 
 
 def index_video(path: Path) -> VideoIndex:
-    """Goes through a video once, so that what is wrong with it is known before the work begins.
+    """Decodes a video once to find its timestamps and defects.
 
     Raises:
-        InputError: it is missing, is no video, has no picture, or its frames change size; names the file.
+        InputError: the file is missing, has no video stream or no frame that can be decoded, or its frames differ in
+            size.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with av.open(str(path)) as container:
-            if _pictures(container) is None:
-                what = "holds sound alone" if container.streams.audio else "holds no video"
-                raise InputError(f"{path}: {what}; give a file with pictures")
-            return _indexed(path, container)
+            if _video_stream(container) is None:
+                content = "only audio" if container.streams.audio else "no video"
+                raise InputError(f"{path}: contains {content}; use a file with a video stream")
+            return _index(path, container)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read as a video ({_reason(error)}); is it whole, and is it one?"
+            f"{path}: cannot be read as a video ({_reason(error)}); check that it is a complete video file"
         ) from None
 
 
-def _indexed(path: Path, container: av.container.InputContainer) -> VideoIndex:
-    stream = _pictures(container)
+def _index(path: Path, container: av.container.InputContainer) -> VideoIndex:
+    stream = _video_stream(container)
     assert stream is not None
     stream.thread_type = "AUTO"
-    stamps, size, defect, end, packets = array("q"), (0, 0), None, 0.0, 0
+    pts, size, defect, end, packets = array("q"), (0, 0), None, 0.0, 0
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.time_base is not None:
@@ -114,112 +115,104 @@ def _indexed(path: Path, container: av.container.InputContainer) -> VideoIndex:
             packets += packet.size > 0
             for frame in stream.decode(packet):
                 if frame.is_corrupt:
-                    raise av.error.InvalidDataError(0, "a broken frame")
-                seen = _upright_size(frame)
-                if stamps and seen != size:
+                    raise av.error.InvalidDataError(0, "corrupt frame")
+                height, width = _upright_size(frame)
+                if pts and (height, width) != size:
                     raise InputError(
-                        f"{path}: its frames change size, from {size[1]} x {size[0]} to {seen[1]} x {seen[0]} at "
-                        f"frame {len(stamps)}; cut it there, or scale it to one size"
+                        f"{path}: the frame size changes from {size[1]} x {size[0]} to {width} x {height} at "
+                        f"frame {len(pts)}; split the video there, or scale it to one size"
                     )
-                size = seen
-                stamps.append(-1 if frame.pts is None else frame.pts)
+                size = height, width
+                pts.append(-1 if frame.pts is None else frame.pts)
     except av.error.FFmpegError as error:
-        defect = f"broken after frame {len(stamps) - 1} ({_reason(error)})"
-    if not stamps:
-        raise InputError(f"{path}: no frame of it can be decoded ({defect or 'it is empty'})")
+        defect = f"broken after frame {len(pts) - 1} ({_reason(error)})"
+    if not pts:
+        raise InputError(f"{path}: no frame can be decoded ({defect or 'the file is empty'})")
     if defect is None:
-        defect = _missing(container, stream, packets, end)
+        defect = _truncation(container, stream, packets, end)
     rate = float(stream.average_rate or stream.guessed_rate or 24)
     return VideoIndex(
         path=path,
-        stamps=stamps,
-        times=_times(stamps, stream.time_base, rate),
+        pts=pts,
+        times=_times(pts, stream.time_base, rate),
         size=size,
         frames_per_second=rate,
         has_audio=bool(container.streams.audio),
-        defect=None if defect is None else f"{path}: {defect}; the frames before are done",
+        defect=None if defect is None else f"{path}: {defect}; the frames before were processed",
     )
 
 
-def _missing(
+def _truncation(
     container: av.container.InputContainer, stream: av.VideoStream, frames: int, end: float
 ) -> str | None:
-    """Whether the file promises more than it holds: what is left of a transfer that broke off.
+    """Message about a file that is shorter than its header says, such as an incomplete download; or None.
 
-    Args:
-        container, stream: of the file.
-        frames: how many were there, those that an edit list hides among them.
-        end: in the file's own time, of what was there.
+    `frames` is the number of video packets, including hidden frames (edit lists); `end` that of the last, in seconds.
     """
     if container.format.name == "gif" and not _ends_with(container.name, b";"):
-        return f"cut off: {frames} frames are there"
+        return f"cut off after {frames} frames"
     if stream.frames > frames:
-        return f"cut off: {frames} of {stream.frames} frames are there"
-    promised = float((container.duration or 0) / av.time_base)
-    slack = _SLACK if container.streams.audio else 1.5 / float(stream.average_rate or 24)
-    if promised > end + slack:
-        return f"cut off: {end:.1f} of {promised:.1f} seconds are there"
+        return f"cut off after {frames} of {stream.frames} frames"
+    duration = float((container.duration or 0) / av.time_base)
+    tolerance = _AUDIO_TOLERANCE if container.streams.audio else 1.5 / float(stream.average_rate or 24)
+    if duration > end + tolerance:
+        return f"cut off after {end:.1f} of {duration:.1f} seconds"
     return None
 
 
-def _pictures(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The stream of the video; the cover of a record is none."""
-    covers = av.stream.Disposition.attached_pic
-    return next((one for one in container.streams.video if not one.disposition & covers), None)
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first video stream that is not the cover image of an audio file."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
-def _ends_with(path: str, tail: bytes) -> bool:
+def _ends_with(path: str, suffix: bytes) -> bool:
     with open(path, "rb") as file:
-        file.seek(-len(tail), os.SEEK_END)
-        return file.read() == tail
+        file.seek(-len(suffix), os.SEEK_END)
+        return file.read() == suffix
 
 
-def _times(stamps: Sequence[int], tick: object, rate: float) -> Sequence[float]:
-    """Seconds from the first frame; even steps where the file's own times do not grow."""
-    grow = all(earlier < later for earlier, later in pairwise(stamps))
-    if tick is None or stamps[0] < 0 or not grow:
-        return array("d", (place / rate for place in range(len(stamps))))
-    return array("d", (float((stamp - stamps[0]) * tick) for stamp in stamps))  # type: ignore[operator]
+def _times(pts: Sequence[int], time_base: object, rate: float) -> Sequence[float]:
+    """Seconds after the first frame; at a constant frame rate if the timestamps do not increase."""
+    increasing = all(earlier < later for earlier, later in pairwise(pts))
+    if time_base is None or pts[0] < 0 or not increasing:
+        return array("d", (number / rate for number in range(len(pts))))
+    return array("d", (float((value - pts[0]) * time_base) for value in pts))  # type: ignore[operator]
 
 
-def _decoded(index: VideoIndex, first: int) -> Iterator[np.ndarray]:
-    """The frames from `first` on; the last one is that of the index, whatever the file holds beyond."""
+def _decode(index: VideoIndex, first: int) -> Iterator[np.ndarray]:
+    """Frames from number `first` to the end of the file."""
     with av.open(str(index.path)) as container:
-        stream = _pictures(container)
+        stream = _video_stream(container)
         assert stream is not None
-        stamp = index.stamps[first]
-        at, frames = 0, container.decode(stream)
-        if first and stamp >= 0:
-            container.seek(stamp, stream=stream)
+        pts = index.pts[first]
+        start, frames = 0, container.decode(stream)
+        if first and pts >= 0:
+            container.seek(pts, stream=stream)
             frames = container.decode(stream)
-            head = next(frames, None)
-            if head is not None and head.pts in index.stamps[: first + 1]:
-                at = index.stamps.index(head.pts)
-                frames = _chain(head, frames)
-            else:  # a file that cannot be searched
+            key_frame = next(frames, None)
+            if key_frame is not None and key_frame.pts in index.pts[: first + 1]:
+                start = index.pts.index(key_frame.pts)
+                frames = chain([key_frame], frames)
+            else:  # the file does not support seeking
                 container.seek(0)
                 frames = container.decode(stream)
-        for place, frame in enumerate(frames, start=at):
-            if place >= first:
+        for number, frame in enumerate(frames, start=start):
+            if number >= first:
                 yield _upright(frame)
 
 
-def _chain(head: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    yield head
-    yield from rest
-
-
-def _turns(frame: av.VideoFrame) -> int:
-    """Quarter turns, counterclockwise, that set a frame upright."""
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counterclockwise quarter turns that bring a frame upright."""
     return round(frame.rotation / 90) % 4
 
 
 def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    return (frame.width, frame.height) if _turns(frame) % 2 else (frame.height, frame.width)
+    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame)))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame)))
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages."""
+"""A headless Chromium for tests of HTML reports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["chromium", "console_errors"]
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser whose profile is an empty folder, and which is cut off from any network; skips where there is none."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
+    """A browser without network access, with profile folder `profile`; skips the test if Chromium is missing."""
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
         pytest.skip("chromium and chromium-driver are not installed")
     options = webdriver.ChromeOptions()
-    options.binary_location = browser
+    options.binary_location = binary
     for flag in (
         "--headless",
         "--no-sandbox",
@@ -38,13 +38,13 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
+    browser = webdriver.Chrome(options=options, service=Service(driver))
     try:
-        yield opened
+        yield browser
     finally:
-        opened.quit()
+        browser.quit()
 
 
-def console_errors(opened: webdriver.Chrome) -> list[str]:
-    """What the page has complained of since this was last asked."""
-    return [line["message"] for line in opened.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+def console_errors(browser: webdriver.Chrome) -> list[str]:
+    """Warnings and errors on the console since the last call."""
+    return [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]

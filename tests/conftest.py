@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerator import pretended_accelerator
 from examples import write_checkpoint
 
 torch.set_num_threads(1)
@@ -25,3 +27,15 @@ def davis_root() -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in Stable Diffusion 2.1's layout; not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("sd21-small"))
+
+
+@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device other than the CPU: pretended, see `pretended_accelerator`, and the first GPU where there is one."""
+    if request.param == "pretended":
+        with pretended_accelerator() as device:
+            yield device
+    elif torch.cuda.is_available():
+        yield torch.device("cuda", 0)
+    else:
+        pytest.skip("no GPU: torch.cuda.is_available() is False")

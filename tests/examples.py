@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from drift.backbone import Backbone, LayerReading
+from drift.backbones import Features
 from drift.clip import Clip
 from drift.image_files import write_mask
-from drift.pretrain.pictures import Cutout
-from drift.pretrain.text import build_tokenizer
+from pretraining.pictures import Cutout
+from pretraining.text import build_tokenizer
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -152,26 +152,25 @@ def write_davis(root: Path, clips: dict[str, Clip], *, binary: bool = False, suf
     return root
 
 
-class ColourBackbone(Backbone):
+class ColourBackbone:
     """Tokens are mean colours: correspondence without a model. Layer 1 has half the resolution of layer 0."""
 
     device = torch.device("cpu")
     stride = 4
 
     def __init__(self, layers: int = 1) -> None:
-        self.layers = layers
+        self.description = {"noise": "none"}
+        self.layers = {str(layer): 2 for layer in range(layers)}
 
-    def encode(self, frames):
-        return F.avg_pool2d(frames, self.stride)
-
-    def read(self, latents, generator, *, condition=None, cross=()):
-        readings = []
-        for layer in range(self.layers):
-            tokens = F.avg_pool2d(latents, 2**layer, ceil_mode=True) - 0.5
+    def features(self, frames, generator, *, prompt=None, cross=()):
+        colours = F.avg_pool2d(frames, self.stride)
+        features = []
+        for layer in range(len(self.layers)):
+            tokens = F.avg_pool2d(colours, 2**layer, ceil_mode=True) - 0.5
             tokens = tokens.permute(0, 2, 3, 1)
             heads = torch.stack([tokens, tokens], 1) * 10
-            readings.append(LayerReading(str(layer), heads, heads, tokens))
-        return readings
+            features.append(Features(str(layer), heads, heads, tokens))
+        return features
 
 
 COLOUR_OPTIONS = {"affinity": "cosine", "temperature": 0.02, "top_k": 5, "radius": 4, "memory_frames": 2}

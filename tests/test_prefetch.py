@@ -1,4 +1,4 @@
-"""Threads that run ahead of the model and behind it."""
+"""Background loading and writing."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import pytest
 from drift.prefetch import BackgroundConsumer, prefetched
 
 
-def test_items_come_in_order():
+def test_prefetched_items_are_in_order():
     assert list(prefetched(range(50))) == list(range(50))
 
 
-def test_it_stays_at_most_depth_ahead():
-    made = []
+def test_prefetching_is_limited_to_depth():
+    produced = []
 
     def items():
         for i in range(20):
-            made.append(i)
+            produced.append(i)
             yield i
 
-    for taken in prefetched(items(), depth=2):
+    for item in prefetched(items(), depth=2):
         time.sleep(0.002)
-        assert len(made) <= taken + 5  # the one taken, two waiting, one being offered
+        assert len(produced) <= item + 5  # items up to this one, two in the buffer, one being put, one spare
 
 
-def test_an_error_comes_after_the_items_before_it():
+def test_an_exception_follows_the_items_before_it():
     def items():
         yield 1
         yield 2
         raise ValueError("broken")
 
-    taken = []
+    items_before = []
     with pytest.raises(ValueError, match="broken"):
         for item in prefetched(items()):
-            taken.append(item)
-    assert taken == [1, 2]
+            items_before.append(item)
+    assert items_before == [1, 2]
 
 
-def test_leaving_early_ends_the_thread():
+def test_closing_the_iterator_ends_the_thread():
     before = threading.active_count()
     stream = prefetched(iter(range(10**9)))
     assert next(stream) == 0
@@ -48,22 +48,22 @@ def test_leaving_early_ends_the_thread():
     assert threading.active_count() == before
 
 
-def test_a_consumer_takes_all_items_in_order():
-    seen = []
-    consumer = BackgroundConsumer(seen.append, depth=2)
+def test_a_consumer_gets_all_items_in_order():
+    consumed = []
+    consumer = BackgroundConsumer(consumed.append, depth=2)
     for i in range(30):
         consumer.put(i)
     consumer.close()
-    assert seen == list(range(30))
+    assert consumed == list(range(30))
 
 
-def test_a_consumers_error_is_raised_once_and_stops_the_rest():
-    seen = []
+def test_an_exception_of_a_consumer_is_raised_once():
+    consumed = []
 
     def consume(item):
         if item == 2:
             raise OSError("disk full")
-        seen.append(item)
+        consumed.append(item)
 
     consumer = BackgroundConsumer(consume)
 
@@ -76,4 +76,4 @@ def test_a_consumers_error_is_raised_once_and_stops_the_rest():
     with pytest.raises(OSError, match="disk full"):
         put_all()
     consumer.close()
-    assert seen == [0, 1], "nothing after the failure is taken, also once the error was raised"
+    assert consumed == [0, 1], "items after the failure are dropped"

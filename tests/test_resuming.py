@@ -11,7 +11,7 @@ from examples import moving_square, write_video
 from PIL import Image
 
 from datamodules.video import Video
-from drift.backbone import load_latent_diffusion
+from drift.backbones import load_backbone
 from drift.clip import Keypoint
 from drift.errors import InputError
 from drift.propagation import Tracker
@@ -24,7 +24,7 @@ POINT = (Keypoint("a", 15, 20),)
 
 @pytest.fixture
 def backbone(checkpoint):
-    return load_latent_diffusion(str(checkpoint), layers=LAYERS, timestep=51, noise="gaussian")
+    return load_backbone(str(checkpoint), layers=LAYERS, timestep=51)
 
 
 def step(tracker, index):

@@ -1,4 +1,4 @@
-"""Reads what an offline W&B run wrote: LevelDB's log format around W&B's own protocol buffers."""
+"""Reader of offline W&B runs: protocol buffers of W&B in the log format of LevelDB."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7
 
 
 def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of a `.wandb` file."""
+    """Records of a `.wandb` file."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
-    place, parts = _FILE_HEADER, b""
-    while place + _HEADER <= len(content):
-        left = _BLOCK - place % _BLOCK
-        if left < _HEADER:  # the rest of a block is empty
-            place += left
+    offset, parts = _FILE_HEADER, b""
+    while offset + _HEADER <= len(content):
+        remaining = _BLOCK - offset % _BLOCK
+        if remaining < _HEADER:  # padding at the end of a block
+            offset += remaining
             continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        parts += content[place + _HEADER : place + _HEADER + length]
-        place += _HEADER + length
-        if kind in (1, 4):  # whole, or the last part
+        length, kind = int.from_bytes(content[offset + 4 : offset + 6], "little"), content[offset + 6]
+        parts += content[offset + _HEADER : offset + _HEADER + length]
+        offset += _HEADER + length
+        if kind in (1, 4):  # a complete record, or its last part
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
             parts = b""
@@ -35,14 +35,14 @@ def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 class OfflineRun:
-    """What one run logged.
+    """The logged data of a run.
 
     Attributes:
-        files: the folder of its media.
+        files: folder of the media.
         config: by key.
-        history: the rows that were logged, in order.
+        history: logged rows, in order.
         summary: by key.
-        exit_code: with which it ended, or None.
+        exit_code: of the run, or None.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,33 +55,32 @@ class OfflineRun:
         for record in records(log):
             match record.WhichOneof("record_type"):
                 case "run":
-                    self._take(self.config, record.run.config.update)
+                    self._update(self.config, record.run.config.update)
                 case "config":
-                    self._take(self.config, record.config.update)
+                    self._update(self.config, record.config.update)
                 case "history":
                     row: dict[str, Any] = {}
-                    self._take(row, record.history.item)
+                    self._update(row, record.history.item)
                     self.history.append(row)
                 case "summary":
-                    self._take(self.summary, record.summary.update)
+                    self._update(self.summary, record.summary.update)
                 case "exit":
                     self.exit_code = record.exit.exit_code
 
     @staticmethod
-    def _take(into: dict[str, Any], items: Any) -> None:
+    def _update(into: dict[str, Any], items: Any) -> None:
         for item in items:
             first, *inner = item.nested_key or [item.key]
             target, last = into, first
-            for key in inner:  # a picture or a table comes in parts
+            for key in inner:  # images and tables are nested
                 target, last = target.setdefault(last, {}), key
             target[last] = json.loads(item.value_json)
 
     def values(self, key: str) -> list[Any]:
-        """What was logged under a key, in order."""
+        """Logged values of a key, in order."""
         return [row[key] for row in self.history if key in row]
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """The runs below a folder, in the order in which they began."""
-    found = sorted((folder / "wandb").glob("offline-run-*"))
-    return [OfflineRun(one) for one in found]
+    """Runs in an output folder, in order of their start."""
+    return [OfflineRun(path) for path in sorted((folder / "wandb").glob("offline-run-*"))]

@@ -1,54 +1,53 @@
-"""What the prompt is optimised for (design 2.5), as pure functions of maps and labels."""
+"""Losses of test-time optimisation, as pure functions of maps and labels."""
 
 from __future__ import annotations
-
-import math
 
 from jaxtyping import Float
 from torch import Tensor
 
+from drift.propagation.kernel import attention_logits
+
 __all__ = ["area_weighted_cross_entropy", "mean_attention", "propagated_map_error"]
 
-_LEAST = 1e-6  # of a probability: the logarithm of 0 has no gradient
+_FLOOR = 1e-6  # of a probability: log 0 has no gradient
 
 
 def area_weighted_cross_entropy(
     maps: Float[Tensor, "batch slots rows columns"], labels: Float[Tensor, "batch slots rows columns"]
 ) -> Float[Tensor, ""]:
-    """The mean over slots of each one's cross-entropy inside its own mask.
+    """Mean over slots of the cross-entropy inside each slot's own mask, so that small objects count as large ones.
 
-    Each slot counts the same, however small its object; a slot whose mask is empty in all views does not count.
+    Slots whose mask is empty in the whole batch are ignored.
 
     Args:
-        maps: the probability of each slot; over slots they sum to 1.
-        labels: the share of each slot.
+        maps: probability of each slot; sums to 1 over slots.
+        labels: fraction of each slot in a token, in [0, 1].
     """
-    surprise = -(labels * maps.clamp(min=_LEAST).log()).sum((0, 2, 3))
+    cross_entropy = -(labels * maps.clamp(min=_FLOOR).log()).sum((0, 2, 3))
     area = labels.sum((0, 2, 3))
     present = area > 0
-    return (surprise[present] / area[present]).mean()
+    return (cross_entropy[present] / area[present]).mean()
 
 
 def mean_attention(
     queries: Float[Tensor, "batch heads rows columns dim"],
     keys: Float[Tensor, "batch heads rows columns dim"],
-) -> Float[Tensor, "batch places places"]:
-    """A layer's own self-attention, softmax(Q Kᵀ / √dim), as the mean over its heads."""
-    flat_queries, flat_keys = queries.flatten(2, 3).float(), keys.flatten(2, 3).float()
-    return (flat_queries @ flat_keys.mT / math.sqrt(queries.shape[-1])).softmax(-1).mean(1)
+) -> Float[Tensor, "batch tokens tokens"]:
+    """Self-attention of a layer, softmax(Q Kᵀ / √dim), averaged over heads; float32."""
+    return attention_logits(queries.flatten(2, 3), keys.flatten(2, 3)).softmax(-1).mean(1)
 
 
 def propagated_map_error(
     maps: Float[Tensor, "batch slots rows columns"],
-    attention: Float[Tensor, "batch places places"],
+    attention: Float[Tensor, "batch tokens tokens"],
     labels: Float[Tensor, "batch slots rows columns"],
 ) -> Float[Tensor, ""]:
-    """The mean squared difference of labels and maps that a layer's self-attention has spread.
+    """Mean squared error between labels and maps propagated by self-attention.
 
     Args:
-        maps: the probability of each slot, on the layer's grid.
-        attention: of each place to all.
-        labels: the share of each slot, likewise.
+        maps: probability of each slot, on the grid of the layer.
+        attention: self-attention of the layer, see `mean_attention`.
+        labels: fraction of each slot in a token, on the same grid.
     """
-    spread = attention @ maps.flatten(2).mT
-    return (spread - labels.flatten(2).mT).square().mean()
+    propagated = attention @ maps.flatten(2).mT
+    return (propagated - labels.flatten(2).mT).square().mean()

@@ -1,211 +1,268 @@
-"""Textual inversion: tokens of the prompt whose cross-attention maps are the masks (design 2.5)."""
+"""Mask-specific textual inversion: prompt embeddings whose cross-attention maps are the masks of a clip's objects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from drift.adaptation.appearances import initial_embeddings, with_slots
+from drift.adaptation.fitting import ClipModule, FitOptions
 from drift.adaptation.losses import area_weighted_cross_entropy, mean_attention, propagated_map_error
-from drift.adaptation.prompts import with_slots
-from drift.adaptation.views import View
-from drift.backbone.attention import (
-    Recording,
-    chosen_layers,
-    recorded,
-    self_attention_layers,
-)
-from drift.backbone.latent_diffusion import LatentDiffusion
-from drift.backbone.precision import computing_in
-from drift.backbone.prefix import Prefix, computed_prefix, replayed
+from drift.adaptation.views import augmented_views
+from drift.backbones.interface import AttentionPass, Backbone, PromptBackbone, as_prompt_backbone
 from drift.errors import OptionError
+from drift.options import choice, non_negative, whole_number
 from drift.propagation.labels import pooled
-from drift.propagation.slot_maps import slot_maps
+from drift.propagation.slots import slot_maps
 
-__all__ = ["PromptInversion", "chosen_cross_layers"]
+__all__ = ["PromptOptions", "TextualInversion", "inversion_layers", "no_textual_inversion"]
+
+_REACH = 5  # tokens: displacement of the augmented views
 
 
-def chosen_cross_layers(
-    backbone: LatentDiffusion, cross_layers: Sequence[str] | None, self_layer: str | None
-) -> tuple[list[str], str]:
-    """Layers whose cross-attention shows the masks, and the one whose self-attention spreads them.
+@dataclass(frozen=True)
+class PromptOptions(FitOptions):
+    """Options of textual inversion.
 
-    None for the first: of the layers that are read for propagation all but the last, whose cross-attention the
-    pass reaches in any case, or the only one. None for the second: the layer before those, most often a coarser
-    one, whose self-attention is far cheaper.
+    Attributes:
+        tokens: tokens of each slot; fewer where the prompt is too short for all objects.
+        views: number of augmented views of the given frame, beside the frame itself.
+        cross_layers: layers whose cross-attention is optimised; None for `backbone.layers` without the last.
+        self_layer: layer whose self-attention propagates the slots' maps; None for the one before `cross_layers`.
+        self_weight: λ_self, weight of the loss on these propagated maps.
+        diffusion_weight: λ_sd, weight of the diffusion loss.
+        conditioned: True to process frames under the learned prompt, as in the paper; False to process them under the
+            backbone's own prompt, so that the slots are only attended to.
+        refresh: if `conditioned`, steps between two forward passes of the model; 0 for a pass at each step, with
+            gradients through it.
+        slot_weight: exponent of the slots' probabilities beside propagated labels; 0 to ignore them.
+        learning_rate, steps, patience, tolerance: see `FitOptions`.
 
     Raises:
-        OptionError: there is no such layer.
+        OptionError: an option is out of range.
     """
-    names = list(self_attention_layers(backbone.unet))
-    read = sorted(backbone.layers, key=names.index)
-    cross = list(cross_layers) if cross_layers else read[:-1] or read
-    first = min((names.index(name) for name in cross if name in names), default=0)
-    spreading = self_layer or names[max(first - 1, 0)]
-    for option, wanted in (("cross_layers", cross), ("self_layer", [spreading])):
-        if unknown := [name for name in wanted if name not in names]:
-            raise OptionError(option, unknown[0], "among " + ", ".join(names))
-    return cross, spreading
+
+    tokens: int = 1
+    views: int = 1
+    cross_layers: Sequence[str] | None = None
+    self_layer: str | None = None
+    self_weight: float = 1.0
+    diffusion_weight: float = 0.0
+    conditioned: bool = True
+    refresh: int = 5
+    slot_weight: float = 0.0
+
+    group = "textual_inversion."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("textual_inversion.conditioned", self.conditioned, (True, False))
+        for name in ("views", "refresh"):
+            whole_number(f"textual_inversion.{name}", getattr(self, name), minimum=0)
+        whole_number("textual_inversion.tokens", self.tokens, minimum=1)
+        for name in ("self_weight", "diffusion_weight", "slot_weight"):
+            non_negative(f"textual_inversion.{name}", getattr(self, name))
 
 
-class PromptInversion:
-    """Optimises slots of one prompt on one frame's views, at a small part of what the whole UNet would cost.
+@dataclass(frozen=True)
+class _Views:
+    """All views of the frame as a batch: noisy latents, labels (background and other objects first), and the target."""
 
-    Cross-attention compares queries, which the picture makes, with keys, which are the slots' embeddings projected.
-    Where frames are read under the backbone's own prompt, the slots do not touch the queries: they are computed
-    once, and a step is that projection. Where frames are read under the learned prompt (`conditioned`), they do:
-    every `refresh` steps they are computed anew, in a pass from the UNet's first cross-attention to the last map
-    that the loss reads. Gradients go through the keys alone, unless `refresh` is 0 or there is a diffusion loss.
+    latents: Float[Tensor, "views channels rows columns"]
+    labels: Float[Tensor, "views slots rows columns"]
+    target: Float[Tensor, "views channels rows columns"] | None
+
+
+def no_textual_inversion() -> None:
+    """Keeps the backbone's own prompt."""
+    return None
+
+
+class TextualInversion(ClipModule[PromptBackbone]):
+    """Learns the embeddings of slots, one for each object and one for the background.
+
+    Slots take the place of a prompt's tokens; each is a group of tokens. The loss (`docs/method.md`, "Textual
+    inversion") is the area-weighted cross-entropy between cross-attention maps and masks, plus λ_self times the error
+    of the maps propagated by self-attention, plus λ_sd times the diffusion loss.
+
+    Cross-attention compares queries, which depend on the frame, with keys, which are projections of the embeddings. The
+    queries are computed once if frames are processed under the backbone's own prompt, and every `refresh` steps if they
+    are processed under the learned prompt, so most steps cost a projection and no forward pass.
 
     Args:
-        backbone: the frozen model.
-        views: of the frame.
-        object_ids: the objects whose slots are learned here; they take the last slots.
-        known: embeddings of the slots before those, learned on an earlier frame; None on the first frame of a
-            prompt, where the background's slot is learned too.
-        tokens: of each slot.
-        cross_layers: layers whose cross-attention is to show the masks.
-        self_layer: the layer whose self-attention is to carry the maps to the masks.
-        self_weight, diffusion_weight: λ_self and λ_sd of the design; 0 leaves a loss out.
-        conditioned: whether the clip's frames are going to be read under the learned prompt.
-        refresh: steps between two passes of the UNet; 0 for one at every step, with gradients through it.
-        generator: of the noise that takes the views to the timestep.
+        backbone: a frozen backbone with a prompt.
+        frame: the given frame, RGB.
+        mask: object ids of its pixels, 0 for the background.
+        options: how embeddings are learned.
+        object_ids: objects of `mask` whose slots are learned; None for all of them.
+        known: embeddings of slots learned at an earlier frame, background first; None to learn the background too.
+        seed: seed of the views, of the noise and of the initial embeddings.
+
+    Raises:
+        OptionError: the backbone has no prompt, or `options` name a layer that it does not have.
+
+    Example:
+        >>> from drift import TextualInversion, fit, load_backbone
+        >>> frame, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+        >>> frame[16:48, 16:48], mask[16:48, 16:48] = 255, 1
+        >>> module = TextualInversion(load_backbone(), frame, mask)
+        >>> fit(module, steps=2)
+        >>> module.embeddings.shape  # background and object, one token each
+        torch.Size([2, 1, 128])
     """
 
     def __init__(
         self,
-        backbone: LatentDiffusion,
-        views: Sequence[View],
-        object_ids: Sequence[int],
+        backbone: Backbone,
+        frame: UInt8[np.ndarray, "height width 3"],
+        mask: UInt8[np.ndarray, "height width"],
+        options: PromptOptions | None = None,
         *,
-        known: Float[Tensor, "slots tokens dim"] | None,
-        tokens: int,
-        cross_layers: Sequence[str],
-        self_layer: str,
-        self_weight: float,
-        diffusion_weight: float,
-        conditioned: bool,
-        refresh: int,
-        generator: torch.Generator,
+        object_ids: Sequence[int] | None = None,
+        known: Float[Tensor, "known tokens dim"] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.backbone, self.known, self.tokens = backbone, known, tokens
-        self.conditioned, self.refresh = conditioned, refresh
-        self.learned = len(object_ids) + (known is None)
-        self.slots = self.learned + (0 if known is None else len(known))
-        self.cross_layers = list(cross_layers)
-        self.self_layers = [self_layer] if self_weight else []
-        self.self_weight, self.diffusion_weight = self_weight, diffusion_weight
-        with torch.no_grad():
-            images = [view.image.to(backbone.device)[None] for view in views]
-            clean = torch.cat([backbone.encode(image) for image in images])
-            self.latents = backbone.noised(clean, generator)
-            self.target = backbone.denoising_target(clean, self.latents) if diffusion_weight else None
-            rows, columns = clean.shape[-2:]
-            labels = [view.labels(object_ids, backbone.stride) for view in views]
-            mirrored = [
-                one.flip(-1) if view.flipped else one for one, view in zip(labels, views, strict=True)
-            ]
-            self.labels = torch.stack(mirrored).to(clean)
-        self._grid = (rows, columns)
-        self._steps = 0
-        self._prefix: Prefix | None = None
-        self._kept: Recording | None = None
-        self._spread: list[tuple[Tensor, tuple[int, int]]] = []  # of the kept recording
+        prompted = as_prompt_backbone(backbone, "adaptation", "textual inversion")
+        self.options = options or PromptOptions()
+        super().__init__(prompted, self.options)
+        self.cross_layers, self._self_layer = inversion_layers(prompted, self.options)
+        self._known, self._seed = known, seed
+        self._object_ids = [int(n) for n in np.unique(mask) if n] if object_ids is None else list(object_ids)
+        learned = len(self._object_ids) + (known is None)
+        self.slots = learned + (0 if known is None else len(known))
+        self._views = augmented_views(
+            frame,
+            mask,
+            count=self.options.views,
+            reach=_REACH * backbone.stride,
+            stride=backbone.stride,
+            seed=seed,
+        )
+        base = prompted.prompt.float().cpu()
+        most = max(1, (base.shape[1] - 1) // self.slots)  # the first token of a prompt is kept
+        tokens = min(self.options.tokens, most) if known is None else known.shape[1]
+        self._noise = torch.Generator().manual_seed(seed)
+        self.embeddings = nn.Parameter(initial_embeddings(base, learned, tokens, self._noise))
+        self._batch: _Views | None = None
+        self._last: AttentionPass | None = None
+        self._self_attention: Tensor | None = None  # of the last pass
 
-    def loss(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, ""]:
-        """The loss of the next step."""
-        exact = self.diffusion_weight or (self.conditioned and not self.refresh)
-        if exact:
-            return self._loss(learned, *self._pass(learned, leave=not self.diffusion_weight))
-        if self._kept is None or (self.conditioned and self._steps % self.refresh == 0):
+    @property
+    def all_embeddings(self) -> Float[Tensor, "slots tokens dim"]:
+        """Embeddings of all slots of the prompt, with gradients to those that are learned."""
+        if self._known is None:
+            return self.embeddings
+        return torch.cat([self._known.to(self.embeddings), self.embeddings])
+
+    @property
+    def prompt(self) -> Float[Tensor, "1 length dim"]:
+        """The prompt under which frames are processed."""
+        base = self._backbone[0].prompt.float()
+        return with_slots(base, self.all_embeddings.to(base)) if self.options.conditioned else base
+
+    def on_fit_start(self) -> None:
+        """Computes the latents of all views."""
+        (backbone,) = self._backbone
+        images = torch.stack([view.image for view in self._views]).to(backbone.device)
+        clean = backbone.encode(images)
+        noisy = backbone.noised(clean, self._noise)
+        target = backbone.training_target(clean, noisy) if self.options.diffusion_weight else None
+        labels = [view.labels(self._object_ids, backbone.stride) for view in self._views]
+        mirrored = [x.flip(-1) if view.flipped else x for x, view in zip(labels, self._views, strict=True)]
+        self._batch = _Views(noisy, torch.stack(mirrored).to(backbone.device), target)
+
+    def train_dataloader(self) -> DataLoader:
+        """One batch with all views."""
+        return DataLoader([self._batch], batch_size=None)  # type: ignore[arg-type]
+
+    def training_step(self, batch: _Views, batch_idx: int) -> Tensor:
+        """The loss on all views."""
+        options = self.options
+        if options.diffusion_weight or (options.conditioned and not options.refresh):
+            return self.logged(self.loss(batch, self.attend(batch, output=bool(options.diffusion_weight))))
+        if self._last is None or (options.conditioned and self.global_step % options.refresh == 0):
             with torch.no_grad():
-                self._kept, _ = self._pass(learned, leave=True)
-                self._spread = []
-                self._spread = self._attention(self._kept)
-        self._steps += 1
-        return self._loss(learned, self._kept)
+                self._last, self._self_attention = self.attend(batch), None
+        return self.logged(self.loss(batch, self._last))
 
-    def plain_loss(self, learned: Float[Tensor, "learned tokens dim"]) -> Float[Tensor, ""]:
-        """The same loss from a pass of the whole UNet, without anything kept: the loop that is spared."""
-        return self._loss(learned, *self._run(learned, leave=False))
+    def attend(self, batch: _Views, *, output: bool = False) -> AttentionPass:
+        """A forward pass over the views under the prompt, up to the last layer that the loss needs, or to the end."""
+        layers = [self._self_layer] if self.options.self_weight else []
+        (backbone,) = self._backbone
+        return backbone.attend(
+            batch.latents, self.prompt, layers=layers, cross=self.cross_layers, output=output
+        )
 
-    def _embeddings(self, learned: Tensor) -> Tensor:
-        """All slots', with gradients to those learned here."""
-        return learned if self.known is None else torch.cat([self.known.to(learned), learned])
-
-    def _pass(self, learned: Tensor, *, leave: bool) -> tuple[Recording, Tensor | None]:
-        if self._prefix is None:
-            unet, timestep = self.backbone.unet, self.backbone.timestep
-            with computing_in(self.backbone.precision, self.backbone.device):
-                condition = self.backbone.condition()
-                self._prefix = computed_prefix(unet, self.latents, timestep, condition, read=self.self_layers)
-        with replayed(self._prefix):
-            return self._run(learned, leave=leave)
-
-    def _run(
-        self, learned: Tensor, *, leave: bool, views: int | None = None
-    ) -> tuple[Recording, Tensor | None]:
-        """A pass over the first `views` views."""
-        latents, unet = self.latents[:views], self.backbone.unet
-        condition = self.backbone.condition().float()
-        if self.conditioned:
-            condition = with_slots(condition, self._embeddings(learned))
-        output = None
-        with (
-            recorded(unet, self.self_layers, cross=self.cross_layers, leave=leave) as recording,
-            computing_in(self.backbone.precision, self.backbone.device),
-        ):
-            conditions = condition.expand(len(latents), -1, -1)
-            output = unet(latents, self.backbone.timestep, encoder_hidden_states=conditions).sample
-        return recording, output
-
-    def _loss(self, learned: Tensor, recording: Recording, output: Tensor | None = None) -> Tensor:
-        maps = self._maps(learned, recording)
-        loss = area_weighted_cross_entropy(maps, self.labels)
-        for attention, grid in self._attention(recording):
-            coarse, truth = (torch.stack([pooled(one, grid) for one in each]) for each in (maps, self.labels))
-            loss = loss + self.self_weight * propagated_map_error(coarse, attention, truth)
-        if self.target is not None and output is not None:
-            loss = loss + self.diffusion_weight * F.mse_loss(output.float(), self.target)
+    def loss(self, batch: _Views, attended: AttentionPass) -> Float[Tensor, ""]:
+        """The loss for the queries of a forward pass and the present embeddings."""
+        maps = self._maps(batch, attended)
+        loss = area_weighted_cross_entropy(maps, batch.labels)
+        if self.options.self_weight:
+            layer = attended.features[self._self_layer]
+            attention = self._self_attention if attended is self._last else None
+            if attention is None:
+                attention = mean_attention(layer.queries, layer.keys)
+                self._self_attention = attention if attended is self._last else None
+            coarse, labels = (torch.stack([pooled(x, layer.grid) for x in y]) for y in (maps, batch.labels))
+            loss = loss + self.options.self_weight * propagated_map_error(coarse, attention, labels)
+        if batch.target is not None and attended.output is not None:
+            loss = loss + self.options.diffusion_weight * F.mse_loss(attended.output, batch.target)
         return loss
 
     @torch.no_grad()
-    def overlap(self, learned: Float[Tensor, "learned tokens dim"]) -> float:
-        """The IoU of the given mask with as many tokens as it has, those that its slot's map likes best.
+    def slot_iou(self) -> float:
+        """Mean IoU between given masks and slots' maps on the frame itself, each map cut at the mask's own area.
 
-        On the frame itself, as the mean over the objects learned here that cover half a token or more; 0 where
-        there is none.
+        Over the learned objects that cover at least half a token; 0 if there are none.
         """
-        recording, _ = self._run(learned, leave=True, views=1)
+        assert self._batch is not None
+        frame = _Views(self._batch.latents[:1], self._batch.labels[:1], None)
+        maps = self._maps(frame, self.attend(frame))[0]
         ious = []
-        for said, share in zip(self._maps(learned, recording)[0, 1:], self.labels[0, 1:], strict=True):
-            truth = (share >= 0.5).flatten()
-            chosen = torch.zeros_like(truth)
-            chosen[said.flatten().topk(int(truth.sum())).indices] = True
-            if truth.any():
-                ious.append(float((chosen & truth).sum() / (chosen | truth).sum()))
+        for object_map, label in zip(maps[1:], frame.labels[0, 1:], strict=True):
+            mask = (label >= 0.5).flatten()
+            chosen = torch.zeros_like(mask)
+            chosen[object_map.flatten().topk(int(mask.sum())).indices] = True
+            if mask.any():
+                ious.append(float((chosen & mask).sum() / (chosen | mask).sum()))
         return sum(ious) / len(ious) if ious else 0.0
 
-    def _attention(self, recording: Recording) -> list[tuple[Tensor, tuple[int, int]]]:
-        """Of every layer that spreads the maps its attention and its grid."""
-        if recording is self._kept and self._spread:
-            return self._spread
-        return [
-            (mean_attention(one.queries, one.keys), (one.queries.shape[2], one.queries.shape[3]))
-            for one in recording.self_attention.values()
-        ]
-
-    def _maps(self, learned: Tensor, recording: Recording) -> Tensor:
-        """The slots' maps; all slots but those of the objects learned here are one, the first."""
-        tokens = self._embeddings(learned).flatten(0, 1)
-        logits = []
-        for name, (_, block) in chosen_layers(self.backbone.unet, self.cross_layers).items():
-            queries = recording.cross_attention[name].queries.float()
-            keys = block.attn2.to_k(tokens).unflatten(1, (queries.shape[1], -1)).transpose(0, 1)
-            logits.append(torch.einsum("bhyxd,htd->bhyxt", queries, keys) / keys.shape[-1] ** 0.5)
-        maps = slot_maps(logits, self.slots, self._grid)
-        others = self.slots - (self.labels.shape[1] - 1)
+    def _maps(self, batch: _Views, attended: AttentionPass) -> Float[Tensor, "views slots rows columns"]:
+        """Maps of the slots; those of the background and of objects that are not learned here are added up first."""
+        (backbone,) = self._backbone
+        tokens = self.all_embeddings.flatten(0, 1)
+        keys = {layer: backbone.prompt_keys(layer, tokens) for layer in self.cross_layers}
+        grid = (batch.labels.shape[-2], batch.labels.shape[-1])
+        maps = slot_maps(attended.prompt_queries, keys, self.slots, grid)
+        others = self.slots - len(self._object_ids)
         return torch.cat([maps[:, :others].sum(1, keepdim=True), maps[:, others:]], dim=1)
+
+
+def inversion_layers(backbone: PromptBackbone, options: PromptOptions) -> tuple[list[str], str]:
+    """Layers whose cross-attention is optimised, and the layer whose self-attention propagates their maps.
+
+    By default the first are the layers of the backbone without the last, whose cross-attention the pass reaches in any
+    case, or its only layer; the second is the layer before them, which is mostly coarser and so cheaper.
+
+    Raises:
+        OptionError: the backbone has no such layer, or slots would weigh labels in a layer without features.
+    """
+    names = list(backbone.attention_layers)
+    own = sorted(backbone.layers, key=names.index)
+    cross = list(options.cross_layers) if options.cross_layers else own[:-1] or own
+    first = min((names.index(name) for name in cross if name in names), default=0)
+    self_layer = options.self_layer or names[max(first - 1, 0)]
+    for option, wanted in (("cross_layers", cross), ("self_layer", [self_layer])):
+        if unknown := [name for name in wanted if name not in names]:
+            raise OptionError(f"textual_inversion.{option}", unknown[0], "among " + ", ".join(names))
+    if options.slot_weight and (missing := [name for name in cross if name not in own]):
+        allowed = "with a slot_weight, among backbone.layers"
+        raise OptionError("textual_inversion.cross_layers", missing[0], allowed)
+    return cross, self_layer

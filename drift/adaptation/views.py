@@ -1,4 +1,4 @@
-"""Augmented views of the given frame with known warps: what a clip's adapter is learned on (design 2.4)."""
+"""Augmented views of the given frame: warped by known maps, so that their masks are known."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from drift.propagation.labels import labels_of_mask, pad_to_stride
 
 __all__ = ["View", "augmented_views"]
 
-_TURN, _ZOOM, _BRIGHTNESS, _TINT = 10.0, 0.15, 0.2, 0.1  # degrees, then shares of 1
-_SHIFT = 0.6  # of the reach: the rest of it is left for what turning and zooming move
+_ROTATION, _ZOOM, _BRIGHTNESS, _TINT = 10.0, 0.15, 0.2, 0.1  # degrees, then fractions
+_SHIFT = 0.6  # of the reach: the rest is left for displacement by rotation and zoom
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture of the given frame's scene.
+    """An augmented view of the given frame.
 
     Attributes:
         image: RGB in [0, 1], padded to the backbone's stride.
-        mask: object ids, of the frame's size; as in the frame, warped with it.
-        reachable: pixels whose place in the frame is at most `reach` away and inside it.
-        flipped: whether `image` is mirrored. Mask and reachable pixels are not: what is read of such a view
-            has to be mirrored back.
+        mask: object ids at the frame's size, warped with the frame.
+        reachable: pixels whose position in the frame lies inside it and at most `reach` away.
+        flipped: whether `image` is mirrored. `mask` and `reachable` are not, so features of a mirrored view have to be
+            mirrored back.
     """
 
     image: Float[Tensor, "3 rows columns"]
@@ -39,9 +39,9 @@ class View:
     def labels(
         self, object_ids: Sequence[int], stride: int
     ) -> Float[Tensor, "channels token_rows token_columns"]:
-        """The share of each token's pixels that is none of these objects, then each one's; not mirrored."""
-        shares = labels_of_mask(self.mask, object_ids, stride)
-        return torch.cat([1 - shares.sum(0, keepdim=True), shares])
+        """Fraction of each token's pixels that is background, then of each object; not mirrored."""
+        objects = labels_of_mask(self.mask, object_ids, stride)
+        return torch.cat([1 - objects.sum(0, keepdim=True), objects])
 
 
 def augmented_views(
@@ -53,15 +53,15 @@ def augmented_views(
     stride: int,
     seed: int,
 ) -> list[View]:
-    """The frame itself, then `count` views: turned, zoomed, shifted, of another light, every second one mirrored.
+    """The frame itself, then `count` views of it: rotated, zoomed, shifted, relit, and every second one mirrored.
 
     Args:
         frame: RGB.
-        mask: object ids; the warps' centre is the middle of the objects.
-        count: of augmented views; 0 for the frame alone.
-        reach: in pixels: how far a place may move.
-        stride: the backbone's.
-        seed: of the warps.
+        mask: object ids; warps are centred on the objects.
+        count: number of augmented views; 0 for the frame alone.
+        reach: largest displacement in pixels.
+        stride: stride of the backbone.
+        seed: seed of the warps.
     """
     random = np.random.default_rng(seed)
     everywhere = np.ones(mask.shape, dtype=bool)
@@ -97,16 +97,18 @@ def _view(
 
 
 def _warp(mask: np.ndarray, reach: float, random: np.random.Generator) -> np.ndarray:
-    """An affine map, `(2, 3)`, from the frame's pixels (x, y) to the view's."""
+    """An affine map `(2, 3)` from pixels (x, y) of the frame to those of the view."""
     rows, columns = np.nonzero(mask)
     centre = (float(columns.mean()), float(rows.mean())) if len(rows) else (0.0, 0.0)
-    matrix = cv2.getRotationMatrix2D(centre, random.uniform(-_TURN, _TURN), 1 + random.uniform(-_ZOOM, _ZOOM))
+    matrix = cv2.getRotationMatrix2D(
+        centre, random.uniform(-_ROTATION, _ROTATION), 1 + random.uniform(-_ZOOM, _ZOOM)
+    )
     matrix[:, 2] = matrix[:, 2] + random.uniform(-reach, reach, 2) * _SHIFT
     return matrix
 
 
 def _reachable(matrix: np.ndarray, size: tuple[int, ...], reach: float) -> np.ndarray:
-    """Of every pixel of the view, whether its place in the frame is inside it and near."""
+    """Whether the position of each pixel of the view in the frame lies inside it and within `reach`."""
     height, width = size
     inverse = cv2.invertAffineTransform(matrix)
     y, x = np.mgrid[:height, :width]

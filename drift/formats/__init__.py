@@ -1,6 +1,6 @@
-"""What a run writes of each clip: masks, overlay, cut-outs, COCO, boxes, contours, keypoints; a file for each kind."""
+"""Writers of per-clip outputs, one module per kind: masks, overlays, cut-outs, COCO, boxes, contours, keypoints."""
 
-from drift.formats.choosing import FORMATS, make_writers
+from drift.formats.registry import FORMATS, make_writers
 from drift.formats.writer import FrameWriter, SegmentedFrame
 
 __all__ = ["FORMATS", "FrameWriter", "SegmentedFrame", "make_writers"]

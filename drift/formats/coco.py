@@ -1,4 +1,4 @@
-"""COCO's JSON with run-length masks: `coco/SEQUENCE.json`, one `track_id` for each object."""
+"""COCO JSON with run-length encoded masks and one `track_id` per object: `coco/SEQUENCE.json`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as run_lengths
 
-from drift.formats.writer import FrameWriter, SegmentedFrame, write_whole
+from drift.formats.writer import FrameWriter, SegmentedFrame, write_all
 
 __all__ = ["CocoWriter"]
 
-_RECORD = 48  # bytes of a picture's record besides its name and the digits of its sizes
+_RECORD = 48  # bytes of an image record without its file name and digits
 _END = b"\n]}\n"
 
 
 class CocoWriter(FrameWriter):
-    """A JSON that is whole after every frame, and whose frames cost the same however long the clip is.
+    """Writes COCO JSON that is valid after every frame, at constant cost per frame.
 
-    Place for the records of all pictures is kept free at the file's head, as blanks, which JSON allows; annotations are
-    added at its end.
+    Image records overwrite blanks reserved at the head of the file; annotations are appended at its end.
 
     Args:
-        path: of the JSON.
-        names: of all frames of the clip, without suffix.
-        suffix: of the frames' files, with its dot.
+        path: path of the JSON file.
+        names: names of all frames of the clip, without suffix.
+        suffix: suffix of the frames in `file_name`, with its dot.
     """
 
     def __init__(self, path: Path, names: Sequence[str], *, suffix: str = ".png") -> None:
         self.path, self.suffix = path, suffix
         self._record = _RECORD + max(len(json.dumps(name + suffix)) for name in names) + 36
         self._count = len(names)
-        self._tracks: dict[int, int] = {}
         self._annotations = 0
         self._file: int | None = None
 
@@ -49,17 +47,17 @@ class CocoWriter(FrameWriter):
         ]
         if rows:
             head = "," if self._annotations > len(rows) else ""
-            self._close_with((head + ",".join("\n" + json.dumps(row) for row in rows)).encode())
+            self._append((head + ",".join("\n" + json.dumps(row) for row in rows)).encode())
         height, width = segmented.mask.shape
-        picture = {
+        image = {
             "id": segmented.index + 1,
             "file_name": segmented.name + self.suffix,
             "width": width,
             "height": height,
         }
-        record = (", " if segmented.index else "") + json.dumps(picture)
+        record = (", " if segmented.index else "") + json.dumps(image)
         assert self._file is not None
-        os.pwrite(self._file, record.encode(), self._pictures + segmented.index * self._record)
+        os.pwrite(self._file, record.encode(), self._images + segmented.index * self._record)
 
     def close(self) -> None:
         """See `FrameWriter.close`."""
@@ -72,9 +70,9 @@ class CocoWriter(FrameWriter):
         head = b'{"info": {"description": "masks by drift"}, "categories": [{"id": 1, "name": "object"}],\n"images": ['
         blank = b" " * (self._record * self._count)
         middle = b'],\n"annotations": ['
-        self._pictures, self._end = len(head), len(head) + len(blank) + len(middle)
+        self._images, self._end = len(head), len(head) + len(blank) + len(middle)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        write_whole(self._file, head + blank + middle + _END, 0)
+        write_all(self._file, head + blank + middle + _END, 0)
 
     def _annotation(self, segmented: SegmentedFrame, object_id: int, mask: np.ndarray) -> dict[str, object]:
         encoded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -86,16 +84,16 @@ class CocoWriter(FrameWriter):
             "track_id": object_id,
             "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
             "area": int(mask.sum()),
-            "bbox": [float(one) for one in run_lengths.toBbox(encoded)],
+            "bbox": run_lengths.toBbox(encoded).tolist(),
             "iscrowd": 0,
         }
 
-    def _close_with(self, content: bytes) -> None:
-        """Adds annotations in one go: neither half a frame nor an unclosed list is left by a kill or a full disk."""
+    def _append(self, content: bytes) -> None:
+        """Appends annotations and closes the JSON in one write, so that it stays valid if the process is killed."""
         assert self._file is not None
         try:
-            write_whole(self._file, content + _END, self._end)
+            write_all(self._file, content + _END, self._end)
         except OSError as error:
-            os.pwrite(self._file, _END, self._end)  # it was there before, so there is room for it
+            os.pwrite(self._file, _END, self._end)  # needs no additional space on the disk
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._end += len(content)

@@ -1,4 +1,4 @@
-"""The overlay video: `overlays/SEQUENCE.mp4`, the masks and points over the frames, with the clip's own sound."""
+"""Overlay video: masks and points drawn over the frames, with the clip's audio: `overlays/SEQUENCE.mp4`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from drift.propagation.keypoints import TrackedPoint
 
 __all__ = ["OverlayWriter", "draw_overlay", "draw_points"]
 
-_TRAIL = 12  # frames for which a point's way is shown
+_TRAIL = 12  # length of a point's drawn trajectory, in frames
 
 
 class OverlayWriter(FrameWriter):
-    """An H.264 mp4 that every browser plays.
+    """Writes an H.264 MP4 that plays in every browser.
 
     Args:
-        path: of the mp4.
-        audio: a file whose sound goes with it, or None.
+        path: path of the MP4 file.
+        audio: file whose audio track is added, or None.
     """
 
     def __init__(self, path: Path, *, audio: Path | None = None) -> None:
         self.path, self.audio = path, audio
-        # Fragments can be played as soon as they are written; the one file is made of them at the end.
+        # Fragmented, so that the file is playable while it is written; `close` remuxes it to a regular MP4.
         self._video = VideoEncoder(
             path,
             codec="libx264",
             pixels="yuv420p",
-            # Without pictures that look ahead: they would shift all times of a video in fragments.
+            # No B-frames: in a fragmented MP4 they would shift all timestamps.
             options={"crf": "20", "preset": "veryfast", "g": "24", "bf": "0"},
             container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
         )
@@ -56,12 +56,12 @@ class OverlayWriter(FrameWriter):
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, *, opacity: float = 0.5) -> np.ndarray:
-    """Each object tinted in its palette colour and outlined.
+    """Tints each object in its palette colour and draws its outline.
 
     Args:
         frame: `(height, width, 3)` uint8 RGB.
         mask: `(height, width)` uint8 object ids.
-        opacity: of the tint, in [0, 1].
+        opacity: opacity of the tint, in [0, 1].
 
     Returns:
         `(height, width, 3)` uint8 RGB.
@@ -70,35 +70,35 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, *, opacity: float = 0.5) -
     mixed = cv2.addWeighted(frame, 1 - opacity, tint, opacity, 0)
     drawn = np.where((mask > 0)[..., None], mixed, frame)
     for object_id in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:]) + 1:
-        outlines, _ = cv2.findContours(
+        contours, _ = cv2.findContours(
             (mask == object_id).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
         light = [int(c) for c in DAVIS_PALETTE[object_id] // 2 + 127]
-        cv2.drawContours(drawn, outlines, -1, light, thickness=max(1, round(min(mask.shape) / 400)))
+        cv2.drawContours(drawn, contours, -1, light, thickness=max(1, round(min(mask.shape) / 400)))
     return drawn
 
 
-def draw_points(picture: np.ndarray, course: Sequence[Sequence[TrackedPoint]]) -> np.ndarray:
-    """The points of the last frame as discs, pale where they are unsure, with the ways that they came.
+def draw_points(image: np.ndarray, trajectory: Sequence[Sequence[TrackedPoint]]) -> np.ndarray:
+    """Draws tracked points as discs, paler at low confidence, with the trajectories that lead to them.
 
     Args:
-        picture: `(height, width, 3)` uint8 RGB.
-        course: the points of the last frames, this one's last.
+        image: `(height, width, 3)` uint8 RGB.
+        trajectory: points of the most recent frames; the current frame is the last item.
 
     Returns:
         `(height, width, 3)` uint8 RGB.
     """
-    drawn = np.ascontiguousarray(picture).copy()
-    unit = max(1, round(min(picture.shape[:2]) / 240))
-    ways: dict[str, list[tuple[int, int]]] = {}
-    for points in course:
+    drawn = np.ascontiguousarray(image).copy()
+    unit = max(1, round(min(image.shape[:2]) / 240))
+    paths: dict[str, list[tuple[int, int]]] = {}
+    for points in trajectory:
         for point in points:
-            ways.setdefault(point.name, []).append((round(point.x), round(point.y)))
-    for number, point in enumerate(course[-1], start=1):
-        colour = [int(c) for c in DAVIS_PALETTE[1 + (number - 1) % 254] // 2 + 127]
-        way = np.array(ways[point.name], dtype=np.int32)
-        cv2.polylines(drawn, [way], False, colour, thickness=unit, lineType=cv2.LINE_AA)
-        centre = way[-1].tolist()
+            paths.setdefault(point.name, []).append((round(point.x), round(point.y)))
+    for number, point in enumerate(trajectory[-1]):
+        colour = [int(c) for c in DAVIS_PALETTE[1 + number % 254] // 2 + 127]
+        path = np.array(paths[point.name], dtype=np.int32)
+        cv2.polylines(drawn, [path], False, colour, thickness=unit, lineType=cv2.LINE_AA)
+        centre = path[-1].tolist()
         cv2.circle(drawn, centre, 4 * unit, (255, 255, 255), -1, cv2.LINE_AA)
         shade = [round(255 + (c - 255) * min(point.confidence * 2, 1)) for c in colour]
         cv2.circle(drawn, centre, 3 * unit, shade, -1, cv2.LINE_AA)

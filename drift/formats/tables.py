@@ -1,10 +1,9 @@
-"""Boxes, contours and keypoints as CSV: `boxes/SEQUENCE.csv`, `contours/SEQUENCE.csv`, `keypoints/SEQUENCE.csv`."""
+"""CSV tables per clip: `boxes/SEQUENCE.csv`, `contours/SEQUENCE.csv` and `keypoints/SEQUENCE.csv`."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -14,16 +13,16 @@ import cv2
 import numpy as np
 
 from drift.errors import InputError
-from drift.formats.writer import FrameWriter, SegmentedFrame, appended
+from drift.formats.writer import FrameWriter, SegmentedFrame, append, atomic_path
 from drift.propagation.keypoints import TrackedPoint
 
 __all__ = ["BoxTable", "ContourTable", "KeypointTable", "points_by_frame"]
 
-_FRAME = ("frame", "name", "seconds")  # the first columns of all tables
+_FRAME = ("frame", "name", "seconds")  # the first columns of every table
 
 
 class _Table(FrameWriter):
-    """A CSV that grows by whole frames; its first columns say which frame a row is of."""
+    """Appends the rows of one frame at a time to a CSV file."""
 
     columns: tuple[str, ...] = ()
 
@@ -34,86 +33,80 @@ class _Table(FrameWriter):
 
     @abstractmethod
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
-        """What is told of a frame, in this table's own columns."""
+        """Yields the rows of a frame: values of `columns`."""
 
     def add(self, segmented: SegmentedFrame) -> None:
         """See `FrameWriter.add`."""
         frame = (segmented.index, segmented.name, f"{segmented.time:.4f}")
-        appended(self.path, _lines((*frame, *row) for row in self.rows(segmented)))
+        append(self.path, _lines((*frame, *row) for row in self.rows(segmented)))
 
 
 class BoxTable(_Table):
-    """The smallest box around each visible object, in pixels."""
+    """Bounding box and area of each visible object, in pixels."""
 
     columns = ("object", "x", "y", "width", "height", "area")
 
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
-        """One row for each object that is visible."""
+        """One row per visible object."""
         for object_id in segmented.objects:
-            inside = (segmented.mask == object_id).astype(np.uint8)
-            if area := int(inside.sum()):
-                yield (object_id, *cv2.boundingRect(inside), area)
+            mask = (segmented.mask == object_id).astype(np.uint8)
+            if area := int(mask.sum()):
+                yield (object_id, *cv2.boundingRect(mask), area)
 
 
 class ContourTable(_Table):
-    """The outlines of each visible object, holes among them, as `x y` in pixels, one after the other."""
+    """Contours of each visible object, including holes; `points` is `x y x y ...` in pixels."""
 
     columns = ("object", "contour", "is_hole", "points")
 
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
-        """One row for each closed outline."""
+        """One row per closed contour."""
         for object_id in segmented.objects:
-            inside = (segmented.mask == object_id).astype(np.uint8)
-            outlines, tree = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-            for number, outline in enumerate(outlines):
-                is_hole = int(tree[0, number, 3] >= 0)
-                yield object_id, number, is_hole, " ".join(str(one) for one in outline.ravel())
+            mask = (segmented.mask == object_id).astype(np.uint8)
+            contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            for number, contour in enumerate(contours):
+                is_hole = int(hierarchy[0, number, 3] >= 0)
+                yield object_id, number, is_hole, " ".join(map(str, contour.ravel()))
 
 
 class KeypointTable(_Table):
-    """Where each point is, in pixels, and how sure that is, from 0 to 1.
+    """Position in pixels and confidence in [0, 1] of each tracked point.
 
     Args:
-        path: of the CSV.
-        done: how many frames of an earlier run are kept in it.
+        path: path of the CSV file.
+        done: number of frames whose rows are kept when a run is resumed.
 
     Raises:
-        InputError: what an earlier run left cannot be read.
+        InputError: the file of the earlier run cannot be read.
     """
 
     columns = ("point", "x", "y", "confidence")
-    goes_on = True
+    resumable = True
 
     def __init__(self, path: Path, *, done: int = 0) -> None:
         if not done:
             super().__init__(path)
             return
         self.path = path
-        kept = path.with_name(f".{path.name}.partial")
-        with kept.open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow((*_FRAME, *self.columns))
             for frame, rows in _rows_by_frame(path):
                 if frame >= done:
                     break
                 writer.writerows(list(row.values()) for row in rows)
-        os.replace(kept, path)
 
     def rows(self, segmented: SegmentedFrame) -> Iterator[Sequence[object]]:
-        """One row for each point."""
-        yield from self._told(segmented.points)
-
-    @staticmethod
-    def _told(points: Iterable[TrackedPoint]) -> Iterator[Sequence[object]]:
-        for point in points:
+        """One row per point."""
+        for point in segmented.points:
             yield point.name, f"{point.x:.2f}", f"{point.y:.2f}", f"{point.confidence:.4f}"
 
 
 def points_by_frame(path: Path) -> Iterator[tuple[int, tuple[TrackedPoint, ...]]]:
-    """The frames of a `KeypointTable` that have points, one after the other, with their points.
+    """Reads a `KeypointTable`; yields `(frame index, points)` for every frame with points, in order.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: the file is missing or malformed.
     """
     for frame, rows in _rows_by_frame(path):
         yield frame, tuple(_point(row) for row in rows)
@@ -123,13 +116,13 @@ def _rows_by_frame(path: Path) -> Iterator[tuple[int, list[dict[str, str]]]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for frame, rows in groupby(csv.DictReader(file), key=lambda row: int(row["frame"])):
-                several = list(rows)
-                for row in several:
-                    _point(row)
-                yield frame, several
+                frame_rows = list(rows)
+                for row in frame_rows:
+                    _point(row)  # raises if the row is malformed
+                yield frame, frame_rows
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be gone on from ({error}); output.resume=false does the clip again"
+            f"{path}: cannot resume from this file ({error}); set output.resume=false to track the clip again"
         ) from None
 
 

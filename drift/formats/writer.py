@@ -1,10 +1,11 @@
-"""What goes to the writers of a clip, and what they have in common."""
+"""`SegmentedFrame`, the input of every writer, and the base class of writers."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +14,21 @@ from numpy import ndarray
 
 from drift.propagation.keypoints import TrackedPoint
 
-__all__ = ["FrameWriter", "SegmentedFrame", "appended", "write_whole"]
+__all__ = ["FrameWriter", "SegmentedFrame", "append", "atomic_path", "write_all"]
 
 
 @dataclass(frozen=True)
 class SegmentedFrame:
-    """A frame of a clip and what was found in it.
+    """A frame of a clip with its predicted mask and points.
 
     Attributes:
-        index: of the frame in the clip, from 0.
-        name: of the frame, without suffix.
-        time: when it is shown, in seconds.
+        index: index of the frame in the clip, from 0.
+        name: name of the frame, without suffix.
+        time: presentation time in seconds.
         frame: RGB.
         mask: object ids, 0 for the background.
-        objects: the ids of the objects known so far, in the mask or not.
-        points: the points that are followed.
+        objects: ids of all objects given so far, visible in this frame or not.
+        points: tracked keypoints.
     """
 
     index: int
@@ -40,47 +41,56 @@ class SegmentedFrame:
 
 
 class FrameWriter(ABC):
-    """Writes one kind of output of one clip, frame by frame and in order.
+    """Writes one output format of one clip, frame by frame and in order.
 
-    Whatever ends a run, a kill included, what was added before is readable.
+    The frames added so far stay readable if the process is killed or the disk is full.
 
     Attributes:
-        goes_on: whether a run that goes on where another was stopped keeps what that wrote; the others' output is made
-            anew of what was kept.
+        resumable: whether a resumed run keeps the output of the earlier run. Other writers are fed the earlier
+            run's masks and points again.
     """
 
-    goes_on = False
+    resumable = False
 
     @abstractmethod
     def add(self, segmented: SegmentedFrame) -> None:
         """Writes one frame."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """Ends the output; nothing is added after it."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Completes the output; no frame is added afterwards."""
 
 
-def write_whole(file: int, content: bytes, place: int) -> None:
-    """Writes at a place of an open file, all or, where the disk is full, nothing: the file is cut off there again.
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, with its suffix, and renames it to `path` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    yield partial
+    os.replace(partial, path)
+
+
+def write_all(file: int, content: bytes, offset: int) -> None:
+    """Writes all of `content`, or truncates the file at `offset` if the disk is full.
 
     Args:
-        file: its descriptor.
-        content: what to write; nothing behind it is to be kept.
-        place: in bytes.
+        file: file descriptor.
+        content: new content of the file from `offset` on.
+        offset: in bytes.
     """
     written = 0
     try:
         while written < len(content):
-            written += os.pwrite(file, content[written:], place + written)
+            written += os.pwrite(file, content[written:], offset + written)
     except OSError:
-        os.ftruncate(file, place)
+        os.ftruncate(file, offset)
         raise
 
 
-def appended(path: Path, text: str) -> None:
-    """Adds text at a file's end in one go, so that neither a kill nor a full disk leaves half of it."""
+def append(path: Path, text: str) -> None:
+    """Appends `text` in one write, so that a kill or a full disk leaves no partial line."""
     file = os.open(path, os.O_WRONLY)
     try:
-        write_whole(file, text.encode(), os.fstat(file).st_size)
+        write_all(file, text.encode(), os.fstat(file).st_size)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

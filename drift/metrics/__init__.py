@@ -1,1 +1,1 @@
-"""Scores of masks as DAVIS defines them: functions, a `torchmetrics.Metric`, and a scorer of folders."""
+"""DAVIS scores: pure functions, a `torchmetrics.Metric`, and a command that scores folders of masks."""

@@ -1,4 +1,4 @@
-"""`python -m drift.metrics PREDICTIONS ANNOTATIONS`: scores folders of masks, as DAVIS does."""
+"""`python -m drift.metrics PREDICTIONS ANNOTATIONS`: DAVIS scores of masks in folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from rich import box
@@ -16,31 +17,30 @@ from rich.table import Table
 from drift.errors import DriftError, InputError
 from drift.metrics.davis import DavisScores, ObjectScore
 from drift.metrics.folders import score_folders
-from drift.metrics.functional import Statistics
 
 __all__ = ["main"]
 
 _STATISTICS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
-_WIDTH_OF_FILES = 120  # columns where the output is no terminal: no name is broken there
+_FILE_WIDTH = 120  # columns when the output is not a terminal; wide enough to keep names on one line
 
 _EPILOG = """\
-PREDICTIONS and ANNOTATIONS hold one folder per sequence, and that one PNG per frame, of object ids
-(palette indices or grey values; 255 is void). The frames are those of ANNOTATIONS; the first and the
-last of a sequence are not scored. A missing or ill-fitting file is an error, never a score.
+PREDICTIONS and ANNOTATIONS contain one folder per sequence with one PNG of object ids per frame
+(palette indices or grey values; 255 is void). ANNOTATIONS defines the frames; the first and the
+last frame of a sequence are not scored. A missing or mismatched file is an error, not a score of 0.
 
 example:
   python -m drift.metrics outputs/masks DAVIS/Annotations/480p --binary --sequences bear,camel
 
-exit codes: 0 scored, 2 an error, which is named in one line on stderr
+exit codes: 0 on success, 2 on an error, which is printed to stderr as one line
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command with `arguments`, or those of the process; returns the exit code."""
+    """Runs the command with `arguments` (default: `sys.argv`) and returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         if options.csv is not None and not options.csv.absolute().parent.is_dir():
-            raise InputError(f"{options.csv}: no such folder to write to")
+            raise InputError(f"{options.csv}: cannot be written: its folder does not exist")
         scores = score_folders(options.predictions, options.annotations, options.sequences, options.binary)
         if options.csv is not None:
             _write_csv(options.csv, scores)
@@ -54,23 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drift.metrics",
-        description="Scores predicted masks of objects in videos: J, F and J&F, as DAVIS defines them.",
+        description="Computes J, F and J&F of predicted video object masks, as defined by DAVIS.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted masks")
-    parser.add_argument("annotations", metavar="ANNOTATIONS", type=Path, help="folder of true masks")
+    parser.add_argument("annotations", metavar="ANNOTATIONS", type=Path, help="folder of ground-truth masks")
     parser.add_argument(
         "--sequences",
         metavar="A,B",
         type=_names,
-        help="score these sequences only (default: all in ANNOTATIONS)",
+        help="score only these sequences (default: all in ANNOTATIONS)",
     )
     parser.add_argument(
-        "--binary", action="store_true", help="every non-zero pixel is the one object, as in DAVIS-2016"
+        "--binary",
+        action="store_true",
+        help="treat all non-zero pixels as a single object, as in DAVIS-2016",
     )
     parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="also write the objects' scores to this file"
+        "--csv", metavar="FILE", type=Path, help="also write the scores of each object to FILE"
     )
     return parser
 
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names with commas between them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of names")
     return names
 
 
@@ -88,8 +90,8 @@ def _write_csv(path: Path, scores: DavisScores) -> None:
             writer = csv.writer(file)
             writer.writerow(["sequence", "object", "frames", "J&F", *_STATISTICS])
             for score in scores.objects:
-                numbers = [f"{number:.6f}" for number in _numbers(score)]
-                writer.writerow([score.sequence, score.object_id, score.frames, *numbers])
+                values = [f"{value:.6f}" for value in _values(score)]
+                writer.writerow([score.sequence, score.object_id, score.frames, *values])
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -103,22 +105,18 @@ def _print(scores: DavisScores) -> None:
         table.add_row(escape(score.sequence), str(score.object_id), str(score.frames), *_cells(score))
     table.add_section()
     table.add_row(f"mean of {len(scores.objects)}", "", "", *_cells(scores), style="bold")
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(table)
     if scores.unscored:
         console.print(f"not scored, fewer than 3 frames: {', '.join(scores.unscored)}", markup=False)
 
 
 def _cells(score: ObjectScore | DavisScores) -> list[str]:
-    return [f"{number:.3f}" for number in _numbers(score)]
+    return [f"{value:.3f}" for value in _values(score)]
 
 
-def _numbers(score: ObjectScore | DavisScores) -> list[float]:
-    return [score.j_and_f, *_in_order(score.jaccard), *_in_order(score.boundary)]
-
-
-def _in_order(each: Statistics) -> list[float]:
-    return [each.mean, each.recall, each.decay]
+def _values(score: ObjectScore | DavisScores) -> list[float]:
+    return [score.j_and_f, *astuple(score.jaccard), *astuple(score.boundary)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`DavisScore`: the scores of a data set, gathered frame by frame and merged between processes."""
+"""`DavisScore`: a `torchmetrics.Metric` that scores a data set frame by frame and merges across processes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from drift.options import non_negative
 
 __all__ = ["DavisScore", "DavisScores", "FrameScore", "ObjectScore", "SequenceScore", "scored_frames"]
 
-_KEYS = 3  # columns of a row that say what it scores: sequence, object, frame
-_COLUMNS = _KEYS + 2 + 4  # then the counts of J and of F
+_KEYS = 3  # leading columns of a row: sequence, object, frame
+_COLUMNS = _KEYS + 2 + 4  # followed by the pixel counts of J and F
 
 
 def scored_frames(frames: int, *, last_frame: bool = False) -> range:
-    """The frames that are scored in a clip of `frames`: all but the first, which is given, and DAVIS' last.
+    """Indices of the scored frames of a clip: all but the first, whose mask is given, and the last (DAVIS).
 
     Args:
-        frames: how many frames the clip has; one of one or two frames has no score by DAVIS' rule.
-        last_frame: whether the last frame is scored too, as Long Videos' authors do.
+        frames: number of frames in the clip. By the DAVIS rule, clips of one or two frames are not scored.
+        last_frame: also score the last frame, as in the Long Videos benchmark.
     """
     return range(1, frames if last_frame else frames - 1)
 
 
 class FrameScore(NamedTuple):
-    """One object's scores in one frame: J and F."""
+    """J and F of one object in one frame, in [0, 1]."""
 
     object_id: int
     frame: int
@@ -51,14 +51,14 @@ class FrameScore(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """One object's scores in one sequence.
+    """Scores of one object in one sequence.
 
     Attributes:
-        sequence: the sequence's name.
-        object_id: the object's id in the masks.
-        frames: how many frames were scored.
-        jaccard: of J, the region.
-        boundary: of F, the boundary.
+        sequence: name of the sequence.
+        object_id: id of the object in the masks.
+        frames: number of scored frames.
+        jaccard: statistics of J (region similarity).
+        boundary: statistics of F (boundary accuracy).
     """
 
     sequence: str
@@ -74,23 +74,20 @@ class ObjectScore:
 
 
 class _MeanOverObjects:
-    """The means over objects' scores, each object counting the same; NaN over none."""
+    """Unweighted means over `objects`; NaN if there are none."""
 
     __slots__ = ()
-
-    def _scores(self) -> tuple[ObjectScore, ...]:
-        """The objects' scores."""
-        return self.objects  # type: ignore[attr-defined]
+    objects: Any  # overridden with the `ObjectScore`s by each subclass
 
     @property
     def jaccard(self) -> Statistics:
-        """The means, over the objects, of J's mean, recall and decay."""
-        return _mean([score.jaccard for score in self._scores()])
+        """Mean, recall and decay of J, averaged over objects."""
+        return _mean([score.jaccard for score in self.objects])
 
     @property
     def boundary(self) -> Statistics:
-        """The means, over the objects, of F's mean, recall and decay."""
-        return _mean([score.boundary for score in self._scores()])
+        """Mean, recall and decay of F, averaged over objects."""
+        return _mean([score.boundary for score in self.objects])
 
     @property
     def j_and_f(self) -> float:
@@ -100,11 +97,11 @@ class _MeanOverObjects:
 
 @dataclass(frozen=True)
 class SequenceScore(_MeanOverObjects):
-    """One sequence's scores: its objects', each counting the same.
+    """Scores of one sequence: unweighted means over its objects.
 
     Attributes:
-        sequence: the sequence's name.
-        objects: its objects, by id; at least one.
+        sequence: name of the sequence.
+        objects: scores of its objects, sorted by id; at least one.
     """
 
     sequence: str
@@ -112,14 +109,14 @@ class SequenceScore(_MeanOverObjects):
 
 
 class DavisScores(_MeanOverObjects):
-    """A data set's scores: the means over all objects of all sequences, as DAVIS takes them.
+    """Scores of a data set: unweighted means over all objects of all sequences, as in DAVIS.
 
-    They are NaN only where nothing at all was scored. Immutable, but no dataclass: torchmetrics takes
-    apart the dataclasses that `compute` returns, and refuses frozen ones.
+    The means are NaN if nothing was scored. Immutable, but not a dataclass: torchmetrics recurses into
+    dataclasses returned by `compute` and fails on frozen ones.
 
     Args:
-        sequences: the sequences with a score.
-        unscored: names of the sequences without one: no frame of them was scored. They count nowhere.
+        sequences: sequences with at least one scored frame.
+        unscored: names of the sequences without a scored frame; they are excluded from all means.
     """
 
     __slots__ = ("_sequences", "_unscored")
@@ -130,17 +127,17 @@ class DavisScores(_MeanOverObjects):
 
     @property
     def sequences(self) -> tuple[SequenceScore, ...]:
-        """The sequences with a score, in the order in which `DavisScore` was given them."""
+        """Scores per sequence, in the order given to `DavisScore`."""
         return self._sequences
 
     @property
     def unscored(self) -> tuple[str, ...]:
-        """Names of the sequences of which no frame was scored."""
+        """Names of the sequences without a scored frame."""
         return self._unscored
 
     @property
     def objects(self) -> tuple[ObjectScore, ...]:
-        """The objects of all sequences, one after the other."""
+        """Scores of the objects of all sequences."""
         return tuple(score for sequence in self._sequences for score in sequence.objects)
 
     def __eq__(self, other: object) -> bool:
@@ -156,20 +153,20 @@ class DavisScores(_MeanOverObjects):
 
 
 class DavisScore(Metric):
-    """J, F and J&F of DAVIS' semi-supervised task, over the objects of many sequences.
+    """J, F and J&F of the DAVIS semi-supervised task over the objects of many sequences.
 
-    Each update scores one frame and keeps nine whole numbers per object, so any split of the frames
-    between processes, in any order, gives the same scores. A frame that was scored more than once (a
-    distributed sampler repeats clips to give each process as many) counts once, with the mean of its scores.
+    Each update scores one frame and stores nine integers per object, so the result does not depend on the
+    order of the frames or their distribution over processes. A frame that is scored several times (distributed
+    samplers repeat clips to even out the processes) counts once, with its mean score.
 
     Args:
-        sequences: the names of all sequences, in the same order in every process.
-        tolerance: of the boundary measure, see `functional.boundary_f`.
-        last_frame: whether a clip's last frame is scored, which DAVIS leaves out.
-        **options: those of `torchmetrics.Metric`.
+        sequences: names of all sequences, in the same order in every process.
+        tolerance: boundary tolerance, see `functional.boundary_f`.
+        last_frame: also score the last frame of each clip, which DAVIS excludes.
+        **options: keyword arguments of `torchmetrics.Metric`.
 
     Raises:
-        OptionError: a sequence is named twice, or the tolerance is negative.
+        OptionError: `sequences` contains duplicates, or the tolerance is negative.
     """
 
     is_differentiable = False
@@ -188,17 +185,17 @@ class DavisScore(Metric):
         super().__init__(**options)
         non_negative("tolerance", tolerance)
         if len(set(sequences)) != len(sequences):
-            raise OptionError("sequences", list(sequences), "a list that names each sequence once")
+            raise OptionError("sequences", list(sequences), "a list without duplicates")
         self.sequences = tuple(sequences)
         self.tolerance, self.last_frame = tolerance, last_frame
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every frame."""
+        """Clears all scores."""
         super().reset()
-        # Never an empty list: torchmetrics stands in for it with a tensor of one dimension, which cannot be
-        # gathered with the rows of a process that has some.
+        # Not an empty list: torchmetrics replaces it by a 1-d tensor, which cannot be gathered with the 2-d
+        # rows of other processes.
         self.rows = [torch.zeros((0, _COLUMNS), dtype=torch.int64, device=self.device)]
 
     def update(
@@ -211,62 +208,55 @@ class DavisScore(Metric):
         frames: int,
         objects: Sequence[int],
     ) -> None:
-        """Scores one frame; the first and, by DAVIS' rule, the last of the clip are checked, but not scored.
+        """Scores one frame. Frames outside `scored_frames` are validated but not scored.
 
         Args:
-            prediction: `(height, width)` object ids, 0 for the background, of any whole-number type.
-            truth: likewise, of the same size.
-            sequence: the name of the sequence.
-            frame: the frame's index in the clip, from 0.
-            frames: how many frames the clip has.
-            objects: the ids to score: those that the method was given up to this frame. One that the
-                prediction lacks has an empty prediction; all other ids are background, in both masks.
+            prediction: `(height, width)` object ids, 0 for the background, of any integer type.
+            truth: ground truth of the same shape.
+            sequence: name of the sequence.
+            frame: index of the frame in the clip, from 0.
+            frames: number of frames in the clip.
+            objects: ids to score, i.e. the objects given up to this frame. An id that is missing from a mask
+                counts as an empty mask; ids not listed are background in both masks.
 
         Raises:
-            InputError: the sequence is not among those of this score, or the sizes differ.
-            ValueError: `frame` is no frame of the clip, or `objects` holds an id twice or one
-                that is not in 1 to 255.
+            InputError: `sequence` is not one of `sequences`, or the shapes differ.
+            ValueError: `frame` is out of range, or `objects` contains duplicates or ids outside 1 to 255.
         """
         self._check(prediction, truth, sequence, frame, frames, objects)
         if frame not in scored_frames(frames, last_frame=self.last_frame) or not objects:
             return
         index, truth = self.sequences.index(sequence), truth.to(prediction.device)
-        counts = torch.stack([self._counts(prediction == one, truth == one) for one in objects])
-        keys = torch.tensor([[index, one, frame] for one in objects], device=counts.device)
-        assert isinstance(
-            self.rows, list
-        )  # a tensor only while processes are in sync, when updates are refused
+        counts = torch.stack([self._counts(prediction == i, truth == i) for i in objects])
+        keys = torch.tensor([[index, i, frame] for i in objects], device=counts.device)
+        assert isinstance(self.rows, list)  # a tensor only while synced, when torchmetrics rejects updates
         self.rows.append(torch.cat([keys, counts], dim=1).to(self.device))
 
     def compute(self) -> DavisScores:
-        """The scores of all frames so far, of all processes."""
-        objects = list(self._objects(*self._by_frame()))
-        by_sequence = groupby(objects, key=lambda score: score.sequence)
-        scores = [SequenceScore(name, tuple(members)) for name, members in by_sequence]
+        """Scores of all frames of all processes."""
+        by_sequence = groupby(self._objects(*self._by_frame()), key=lambda score: score.sequence)
+        scores = [SequenceScore(name, tuple(objects)) for name, objects in by_sequence]
         scored = {score.sequence for score in scores}
         return DavisScores(scores, [name for name in self.sequences if name not in scored])
 
     def so_far(self, sequence: str) -> SequenceScore | None:
-        """The score of a sequence whose frames this process has scored; None where there are none.
-
-        Other processes are not asked, so that it may be called at any time.
-        """
-        scores = type(self).compute(self).sequences  # torchmetrics' own wrapper would wait for all processes
+        """Score of a sequence from this process' frames only, without synchronisation; None without frames."""
+        scores = type(self).compute(self).sequences  # the wrapped `self.compute` would synchronise processes
         return next((score for score in scores if score.sequence == sequence), None)
 
     def frame_scores(self, sequence: str) -> list[FrameScore]:
-        """The scores of a sequence's frames that this process has scored, by object and frame; asks no other."""
+        """Scores of a sequence's frames in this process, sorted by object and frame, without synchronisation."""
         keys, values = self._by_frame()
         own = keys[:, 0] == self.sequences.index(sequence)
         scored = zip(keys[own][:, 1:].tolist(), values[own].tolist(), strict=True)
         return [FrameScore(*key, *value) for key, value in scored]
 
     def _by_frame(self) -> tuple[Tensor, Tensor]:
-        """Sequence, object and frame of all scores, sorted, each once; and their J and F."""
+        """Sorted unique keys `(n, 3)`: sequence, object, frame; and the mean J and F of each, `(n, 2)`."""
         rows = dim_zero_cat(self.rows).cpu()
-        keys, duplicate_of, times = rows[:, :_KEYS].unique(dim=0, return_inverse=True, return_counts=True)
-        values = torch.zeros((len(keys), 2), dtype=torch.float64).index_add(0, duplicate_of, _values(rows))
-        return keys, values / times[:, None]
+        keys, inverse, counts = rows[:, :_KEYS].unique(dim=0, return_inverse=True, return_counts=True)
+        values = torch.zeros((len(keys), 2), dtype=torch.float64).index_add(0, inverse, _values(rows))
+        return keys, values / counts[:, None]
 
     def _check(
         self,
@@ -278,17 +268,15 @@ class DavisScore(Metric):
         objects: Sequence[int],
     ) -> None:
         if sequence not in self.sequences:
-            raise InputError(
-                f"{sequence}: is not among the sequences of this score ({', '.join(self.sequences)})"
-            )
+            raise InputError(f"{sequence}: unknown sequence, expected one of {', '.join(self.sequences)}")
         if not 0 <= frame < frames:
-            raise ValueError(f"{sequence}: frame {frame} is not one of the clip's {frames} frames")
-        if len(set(objects)) != len(objects) or not all(1 <= one <= 255 for one in objects):
-            raise ValueError(f"{sequence}: objects must be ids from 1 to 255, each once, not {list(objects)}")
+            raise ValueError(f"{sequence}: frame {frame} is out of range, the clip has {frames} frames")
+        if len(set(objects)) != len(objects) or not all(1 <= i <= 255 for i in objects):
+            raise ValueError(f"{sequence}: objects must be unique ids from 1 to 255, not {list(objects)}")
         if prediction.ndim != 2 or prediction.shape != truth.shape:
             raise InputError(
                 f"{sequence}, frame {frame}: the prediction is {_size(prediction)}, "
-                f"but the true mask is {_size(truth)}; they must be equal"
+                f"but the ground truth is {_size(truth)}; both must be (height, width) of the same size"
             )
 
     def _counts(self, prediction: Tensor, truth: Tensor) -> Tensor:
@@ -297,15 +285,15 @@ class DavisScore(Metric):
         )
 
     def _objects(self, keys: Tensor, values: Tensor) -> Iterator[ObjectScore]:
-        """One score per object; `keys` are sorted by sequence, object and frame."""
+        """Yields one score per object; arguments as returned by `_by_frame`."""
         objects, frames = keys[:, :2].unique_consecutive(dim=0, return_counts=True)
-        for (index, object_id), own in zip(objects.tolist(), values.split(frames.tolist()), strict=True):
+        for (index, object_id), scores in zip(objects.tolist(), values.split(frames.tolist()), strict=True):
             yield ObjectScore(
                 sequence=self.sequences[index],
                 object_id=object_id,
-                frames=len(own),
-                jaccard=statistics(own[:, 0]),
-                boundary=statistics(own[:, 1]),
+                frames=len(scores),
+                jaccard=statistics(scores[:, 0]),
+                boundary=statistics(scores[:, 1]),
             )
 
 
@@ -315,13 +303,13 @@ def _values(rows: Tensor) -> Tensor:
     return torch.stack([jaccard_of_counts(region), boundary_f_of_counts(boundary)], dim=1)
 
 
-def _mean(members: Sequence[Statistics]) -> Statistics:
-    if not members:
+def _mean(values: Sequence[Statistics]) -> Statistics:
+    if not values:
         return Statistics(float("nan"), float("nan"), float("nan"))
     return Statistics(
-        mean=fmean(each.mean for each in members),
-        recall=fmean(each.recall for each in members),
-        decay=fmean(each.decay for each in members),
+        mean=fmean(value.mean for value in values),
+        recall=fmean(value.recall for value in values),
+        decay=fmean(value.decay for value in values),
     )
 
 

@@ -1,7 +1,7 @@
-"""Scores of masks in folders, whatever method wrote them.
+"""DAVIS scores of masks in folders, written by any method.
 
-Both folders hold one sub-folder per sequence, and that one indexed PNG per frame: `bear/00000.png`.
-Whatever is missing or does not fit is an error that names the file, never a score.
+Both folders contain one sub-folder per sequence with one indexed PNG per frame, e.g. `bear/00000.png`.
+A missing or mismatched file is an error that names the file, not a score of 0.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ __all__ = ["score_folders"]
 def score_folders(
     predictions: Path, annotations: Path, sequences: Sequence[str] | None = None, binary: bool = False
 ) -> DavisScores:
-    """Scores predicted masks against annotated ones, as DAVIS does.
+    """Scores predicted masks against annotations by the DAVIS protocol.
 
-    The objects are those of a sequence's first annotation; ids that appear only later in the annotations
-    count as background, as in the official code. Predictions are read for the frames that are scored,
-    which leaves out each sequence's first and last; sequences too short to have any are listed as unscored.
+    The objects of a sequence are those in its first annotation; ids that appear only in later annotations
+    count as background, as in the official code. The first and the last frame of each sequence are not
+    scored and need no prediction. Sequences of one or two frames are returned as unscored.
 
     Args:
-        predictions: the folder of predictions, with at least a file for each frame that is scored.
-        annotations: the folder of annotations; its files say which frames a sequence has.
-        sequences: names of the sequences to score; None for all that are annotated.
-        binary: whether every non-zero pixel, in both folders, is the one object (DAVIS-2016).
+        predictions: folder of predictions, with a file for every scored frame.
+        annotations: folder of annotations; its files define the frames of each sequence.
+        sequences: names of the sequences to score; None for all sequences in `annotations`.
+        binary: treat all non-zero pixels of both masks as a single object (DAVIS-2016).
 
     Raises:
-        InputError: a folder, a file or an object is missing, a mask is of the wrong size or cannot be
-            read, a prediction holds an object that is not annotated, or there is no frame to score.
-        OptionError: `sequences` is empty or names a sequence twice.
+        InputError: a folder, file or object is missing, a mask has the wrong size or cannot be read, a
+            prediction contains an object that is not annotated, or no frame can be scored.
+        OptionError: `sequences` is empty or contains duplicates.
     """
     names = _sequence_names(annotations, sequences)
     score = DavisScore(names)
     lengths = [_score_sequence(score, predictions / name, annotations / name, binary) for name in names]
     if not any(scored_frames(length) for length in lengths):
         raise InputError(
-            f"{annotations}: nothing to score; it takes 3 frames, as the first and last do not count"
+            f"{annotations}: nothing to score; a sequence needs at least 3 frames, its first and last are not scored"
         )
     return score.compute()
 
@@ -57,7 +57,7 @@ def _sequence_names(annotations: Path, sequences: Sequence[str] | None) -> list[
     _check_folder(annotations)
     names = sorted(path.name for path in annotations.iterdir() if path.is_dir() and path.name[0] != ".")
     if not names:
-        raise InputError(f"{annotations}: holds no folder of a sequence")
+        raise InputError(f"{annotations}: no sequence folders found")
     return names
 
 
@@ -67,7 +67,9 @@ def _score_sequence(score: DavisScore, predictions: Path, annotations: Path, bin
     _check_folder(predictions)
     files = sorted(path for path in annotations.glob("*.png") if path.name[0] != ".")
     if not files:
-        raise InputError(f"{annotations}: holds no PNG; give the folder whose sub-folders hold the masks")
+        raise InputError(
+            f"{annotations}: no PNG files found; pass the folder that contains the sequence folders"
+        )
     objects = _object_ids(files[0], binary)
     seen: set[int] = set()
     for frame in scored_frames(len(files)):
@@ -88,13 +90,11 @@ def _score_sequence(score: DavisScore, predictions: Path, annotations: Path, bin
 
 
 def _object_ids(path: Path, binary: bool) -> list[int]:
-    """The objects of a sequence's first annotation."""
+    """Ids of the objects in a sequence's first annotation."""
     objects = _ids(read_mask(path, binary=binary))
     if not objects:
-        hint = (
-            "" if binary else ", though it may be a mask of foreground in 0 and 255; then score with --binary"
-        )
-        raise InputError(f"{path}: the first annotation holds no object{hint}")
+        hint = "" if binary else "; if foreground is stored as 255, use --binary"
+        raise InputError(f"{path}: the first annotation contains no object{hint}")
     return sorted(objects)
 
 
@@ -103,39 +103,40 @@ def _read_prediction(path: Path, annotation: Path, size: tuple[int, ...], binary
     if prediction.shape != size:
         raise InputError(
             f"{path}: the mask is {prediction.shape[1]} x {prediction.shape[0]}, "
-            f"but {annotation} is {size[1]} x {size[0]}; they must be equal"
+            f"but {annotation} is {size[1]} x {size[0]}; sizes must match"
         )
     return prediction
 
 
 def _check_objects(path: Path, prediction: np.ndarray, objects: list[int]) -> set[int]:
-    """The objects of a prediction, all of which must be annotated."""
+    """Returns the object ids of a prediction and checks that all of them are annotated."""
     present = _ids(prediction)
-    unknown = sorted(present - set(objects))
-    if unknown:
+    if unknown := sorted(present - set(objects)):
         raise InputError(
-            f"{path}: holds object {_listed(unknown)}, but annotated is only {_listed(objects)}; "
-            "to score all non-zero pixels as one foreground, use --binary"
+            f"{path}: contains object {_listed(unknown)}, but the annotated objects are {_listed(objects)}; "
+            "to score all non-zero pixels as a single object, use --binary"
         )
     return present
 
 
 def _check_none_missing(missing: set[int], predictions: Path, unscored: list[Path], binary: bool) -> None:
-    """Raises where objects are in no prediction at all: one that was lost would still be where it is given.
+    """Raises if an object is in no prediction at all, which indicates different numbering.
+
+    A tracker that loses an object immediately still has it in the prediction of the first frame.
 
     Args:
-        missing: the objects that no prediction of a scored frame holds.
-        predictions: the sequence's folder.
-        unscored: the frames that need not have a prediction, by their annotations.
-        binary: as for `score_folders`.
+        missing: objects without a pixel in the predictions of all scored frames.
+        predictions: prediction folder of the sequence.
+        unscored: annotations of the frames for which predictions are optional.
+        binary: see `score_folders`.
     """
     for path in (predictions / file.name for file in unscored):
         if missing and path.is_file():
             missing = missing - _ids(read_mask(path, binary=binary))
     if missing:
         raise InputError(
-            f"{predictions}: none of its masks holds object {_listed(sorted(missing))} of {unscored[0]}; "
-            "number the objects as there (if they were lost at once, write the first frame's mask, too)"
+            f"{predictions}: no mask contains object {_listed(sorted(missing))} of {unscored[0]}; use the same "
+            "object ids as the annotations (if the object was lost immediately, also save the first frame's mask)"
         )
 
 
@@ -145,9 +146,9 @@ def _check_folder(path: Path) -> None:
 
 
 def _ids(mask: np.ndarray) -> set[int]:
-    # Several times faster than `np.unique`, which sorts.
+    # Several times faster than `np.unique`, which sorts the pixels.
     return set(np.flatnonzero(np.bincount(mask.ravel())).tolist()) - {0}
 
 
 def _listed(objects: list[int]) -> str:
-    return ", ".join(str(one) for one in objects)
+    return ", ".join(map(str, objects))

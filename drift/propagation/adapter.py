@@ -1,4 +1,4 @@
-"""`Adapter`: what is learned for one clip, as the tracker and the backbone use it."""
+"""`Adapter`: what test-time optimisation learns for a clip, in the form in which it is tracked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from drift.propagation.slot_maps import SlotKeys
+from drift.propagation.slots import SlotKeys
 
 __all__ = ["Adapter"]
 
@@ -18,35 +18,35 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Adapter:
-    """The result of a clip's test-time optimisation (design 2.4 and 2.5).
+    """Prompts and head weights of a clip.
 
     Attributes:
-        conditions: frame index -> the condition from that frame on, until the next one: one prompt for each
-            group of objects. Empty where the backbone's own prompt holds.
-        head_weights: layer -> one weight per head; over all layers they sum to 1. Empty for equal weights.
-        slots: frame index -> the prompts' slots from that frame on, likewise.
-        slot_weight: how much what they say of a frame counts beside what earlier frames say; 0 for nothing.
-        embeddings: what `conditions` were made of: the slots learned at each appearance of objects.
-        figures: how it was learned: steps, seconds, losses.
-        losses: by what was learned, the loss of each step.
-        warning: why the optimisation was given up, or None.
+        prompts: frame index -> prompt embeddings under which frames are processed from that frame on; several prompts
+            where one does not hold all objects. Empty for the backbone's own prompt.
+        head_weights: weight of each head by layer, summing to 1 over all layers. Empty for equal weights.
+        slots: frame index -> keys of the prompts' slots from that frame on.
+        slot_weight: exponent of the slots' probabilities beside the propagated labels; 0 to ignore them.
+        embeddings: the learned embeddings of the slots, one tensor per appearance of objects.
+        figures: statistics of the optimisation: seconds, steps, losses.
+        losses: loss of each step, by what was learned.
+        warning: why the optimisation was abandoned, or None.
     """
 
-    conditions: Mapping[int, Float[Tensor, "groups tokens dim"]] = field(default_factory=dict)
+    prompts: Mapping[int, Float[Tensor, "prompts tokens dim"]] = field(default_factory=dict)
     head_weights: Mapping[str, Float[Tensor, " heads"]] = field(default_factory=dict)
     slots: Mapping[int, SlotKeys] = field(default_factory=dict)
     slot_weight: float = 0.0
-    embeddings: Sequence[Float[Tensor, "learned tokens dim"]] = ()
+    embeddings: Sequence[Float[Tensor, "slots tokens dim"]] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
     warning: str | None = None
 
-    def condition(self, frame: int) -> Float[Tensor, "groups tokens dim"] | None:
-        """The condition of frame `frame`; None for the backbone's own prompt."""
-        return _latest(self.conditions, frame)
+    def prompt_at(self, frame: int) -> Float[Tensor, "prompts tokens dim"] | None:
+        """The prompts of frame `frame`; None for the backbone's own prompt."""
+        return _latest(self.prompts, frame)
 
-    def slot_keys(self, frame: int) -> SlotKeys | None:
-        """The slots that count on frame `frame`; None where none do."""
+    def slots_at(self, frame: int) -> SlotKeys | None:
+        """The slots that weigh labels at frame `frame`; None if there are none."""
         return _latest(self.slots, frame) if self.slot_weight else None
 
 

@@ -1,12 +1,11 @@
-"""The temporal kernel: labels carried from memory frames to a target frame by attention.
+"""The temporal kernel: labels propagated from memory frames to a target frame by attention.
 
-Section 2.3 of the design, arXiv 2511.19936: `A = softmax(Q Kᵀ / temperature)` over the tokens of all
+`docs/method.md`, "The temporal kernel" (arXiv 2511.19936): `A = softmax(Q Kᵀ / temperature)` over the tokens of all
 memory frames together, restricted to a spatial radius and to the top-k keys, applied to labels.
 
-The (target tokens x memory tokens) matrix is never held. Queries are taken tile by tile; a tile meets
-only the keys of its own window, so time and memory go with the radius, not with the frame's area.
-Without radius and top-k the kernel is plain attention whose values are the labels, and PyTorch's fused
-kernel does it.
+The (target tokens x memory tokens) matrix is never materialised. Queries are processed in tiles; a tile attends only to
+the keys of its own window, so time and memory scale with the radius, not with the frame's area. Without radius and
+top-k the kernel is plain attention with labels as values, computed by PyTorch's fused kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from drift.options import positive, whole_number
 
-__all__ = ["attention_maps", "propagate"]
+__all__ = ["attention_logits", "attention_maps", "propagate"]
 
-_WORKSPACES = 2**29  # bytes that all threads' buffers take at most
+_WORKSPACES = 2**29  # upper bound of all threads' buffers, in bytes
 _TILE = 8  # tokens; larger tiles copy fewer keys but compute more logits outside the radius
 
 
@@ -38,24 +38,36 @@ def propagate(
     temperature: float = 1.0,
     radius: int | None = None,
     top_k: int | None = None,
+    exclude_self: bool = False,
 ) -> Float[Tensor, "heads height width channels"]:
-    """Labels of the target frame, as each head sees them.
+    """Propagates labels from memory frames to the target frame, separately for each head.
+
+    Differentiable with respect to queries, keys and labels; the choice of the top-k keys is treated as constant.
 
     Args:
-        queries: the target's queries, already scaled (by 1/√dim for attention).
-        keys: the memory frames' keys, one tensor per frame.
-        labels: the memory frames' labels, one tensor per frame, in the order of `keys`.
+        queries: queries of the target frame, already scaled (by 1/√dim for attention).
+        keys: keys of the memory frames, one tensor per frame.
+        labels: labels of the memory frames, one tensor per frame, in the order of `keys`.
         temperature: divides the logits; above 0. Small values sharpen.
-        radius: a query meets keys at most this many tokens away, in rows and in columns
-            (the square neighbourhood of DINO and DIFT); None for the whole frame.
-        top_k: how many of its keys, over all memory frames together, a query keeps; None for all.
+        radius: largest distance of a key from its query in tokens, along rows and along columns (the square
+            neighbourhood of DINO and DIFT); None for the whole frame.
+        top_k: number of keys, over all memory frames together, that a query keeps; None for all.
+        exclude_self: whether a query never attends to the key at its own position in the first memory frame. For
+            attention within one frame.
 
     Returns:
-        For each head the weighted mean of labels; channels keep their sum where they sum to 1.
+        The attention-weighted mean of the labels for each head. Channels that sum to 1 still do.
 
     Raises:
         OptionError: an option is out of range.
-        ValueError: there is no memory, or keys and labels differ in number or size.
+        ValueError: the memory is empty, or keys and labels differ in number or size.
+
+    Example:
+        >>> queries = torch.eye(2).view(1, 1, 2, 2)  # one head, a grid of 1 x 2 tokens
+        >>> labels = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> propagate(queries, [queries], [labels], top_k=1)
+        tensor([[[[1., 0.],
+                  [0., 1.]]]])
     """
     positive("temperature", temperature)
     whole_number("radius", radius, minimum=0, none_allowed=True)
@@ -67,9 +79,23 @@ def propagate(
         )
     if any(k.shape[1:3] != grid for k in keys) or any(y.shape[:2] != grid for y in labels):
         raise ValueError(f"keys and labels must lie on the queries' grid of {grid[0]} x {grid[1]} tokens")
-    queries = queries / temperature
-    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 would blur which keys are largest
-        return _carry(queries, keys, labels, radius, top_k)
+    if radius is not None and radius >= max(grid) - 1:
+        radius = None
+    with torch.autocast(
+        queries.device.type, enabled=False
+    ):  # half precision would change which keys are largest
+        queries = queries / temperature
+        if radius is None and top_k is None and not exclude_self:
+            return _attend_everywhere(queries, keys, labels)
+        return _attend_in_tiles(queries, keys, labels, radius, top_k, exclude_self=exclude_self)
+
+
+def attention_logits(
+    queries: Float[Tensor, "*batch queries dim"], keys: Float[Tensor, "*batch keys dim"]
+) -> Float[Tensor, "*batch queries keys"]:
+    """Q Kᵀ / √dim in float32, whatever autocast says; queries are scaled before the product, which cannot overflow."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return (queries.float() / math.sqrt(queries.shape[-1])) @ keys.float().mT
 
 
 def attention_maps(
@@ -77,50 +103,42 @@ def attention_maps(
     keys: Sequence[Float[Tensor, "heads height width dim"]],
     *,
     temperature: float = 1.0,
-    shares: Float[Tensor, " heads"] | None = None,
+    weights: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "queries frames height width"]:
-    """Where queries look, over all memory frames together, as the mean over heads; each one's sums to 1.
+    """Attention of queries over all memory frames together, averaged over heads; sums to 1 for each query.
 
-    For looking at: neither radius nor top-k hide anything. Arguments as for `propagate`; heads count by their
-    `shares`, where there are any.
+    For visualisation: neither radius nor top-k apply.
+
+    Args:
+        queries, keys, temperature: see `propagate`.
+        weights: weight of each head in the average; None for equal weights.
     """
     stacked = torch.stack(list(keys), dim=1)
-    if shares is None or not shares.sum():
-        shares = torch.ones(len(queries), device=queries.device)
+    if weights is None or not weights.sum():
+        weights = torch.ones(len(queries), device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):
         logits = torch.bmm(queries / temperature, stacked.flatten(1, 3).mT)
-        weights = torch.einsum("h,hqk->qk", (shares / shares.sum()).to(logits), logits.softmax(-1))
-    return weights.unflatten(1, stacked.shape[1:4])
-
-
-def _carry(
-    queries: Tensor, keys: Sequence[Tensor], labels: Sequence[Tensor], radius: int | None, top_k: int | None
-) -> Tensor:
-    grid = queries.shape[1:3]
-    if radius is not None and radius >= max(grid) - 1:
-        radius = None
-    if radius is None and top_k is None:
-        return _attend_everywhere(queries, keys, labels)
-    return _attend_in_tiles(queries, keys, labels, radius, top_k)
+        attention = torch.einsum("h,hqk->qk", (weights / weights.sum()).to(logits), logits.softmax(-1))
+    return attention.unflatten(1, stacked.shape[1:4])
 
 
 def _attend_everywhere(queries: Tensor, keys: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
     """Scaled-dot-product attention with labels as values."""
     heads, height, width, dim = queries.shape
     channels = labels[0].shape[-1]
-    # The fused CPU kernel wants queries, keys and values of one width; zeros change nothing.
+    # The fused CPU kernel needs queries, keys and values of equal width; zeros change nothing.
     common = max(dim, channels)
     q = F.pad(queries.flatten(1, 2), (0, common - dim))[None]
     k = F.pad(torch.cat([frame.flatten(1, 2) for frame in keys], dim=1), (0, common - dim))[None]
     v = F.pad(torch.cat([frame.flatten(0, 1) for frame in labels]), (0, common - channels))
     v = v.expand(1, heads, -1, -1)
-    carried = F.scaled_dot_product_attention(q, k, v.to(q.dtype), scale=1.0)[0, ..., :channels]
-    return carried.unflatten(1, (height, width))
+    propagated = F.scaled_dot_product_attention(q, k, v.to(q.dtype), scale=1.0)[0, ..., :channels]
+    return propagated.unflatten(1, (height, width))
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis: a tile of queries `[start, stop)` and its window of keys `[low, high)`."""
+    """A tile of queries `[start, stop)` and its window of keys `[low, high)` along an axis."""
 
     start: int
     stop: int
@@ -128,7 +146,7 @@ class _Span:
     high: int
 
     def too_far(self, radius: int | None, device: torch.device) -> Tensor:
-        """`(queries, keys)` bool: pairs more than `radius` apart along this axis."""
+        """Pairs more than `radius` apart along the axis, `(queries, keys)` bool."""
         query = torch.arange(self.start, self.stop, device=device)[:, None]
         key = torch.arange(self.low, self.high, device=device)[None]
         reach = max(self.high, self.stop) if radius is None else radius
@@ -146,13 +164,13 @@ def _spans(length: int, radius: int | None) -> Iterator[_Span]:
 
 @dataclass(frozen=True)
 class _Window:
-    """The keys and labels that the queries of one tile may meet, in groups of one row of one frame.
+    """Keys and labels that the queries of a tile may attend to, in groups of one row of one frame.
 
     Attributes:
         keys: `(heads, groups * group, dim + marks)`.
         labels: `(groups * group, channels)`.
-        group: tokens of a group.
-        marks: `(tile's columns, marks)`, appended to the queries: see `_cut_window`.
+        group: number of tokens in a group.
+        marks: `(columns of the tile, marks)`, appended to the queries; see `_cut_window`.
     """
 
     keys: Tensor
@@ -162,15 +180,20 @@ class _Window:
 
 
 class _Workspace:
-    """Buffers that all tiles of one call share: fresh pages for every tile cost more than filling them."""
+    """Buffers shared by all tiles of a call: allocating fresh pages for every tile costs more than filling them.
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
+    Where gradients are needed the graph keeps every tile's tensors, so nothing is reused.
+    """
+
+    def __init__(self, like: Tensor, *, reuse: bool) -> None:
+        self._like, self.reuse = like, reuse
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised tensor that stays valid until `name` is taken again."""
+        """An uninitialised tensor, valid until `name` is taken again."""
         size = math.prod(shape)
+        if not self.reuse:
+            return self._like.new_empty(shape)
         if name not in self._buffers or self._buffers[name].numel() < size:
             self._buffers[name] = self._like.new_empty(size)
         return self._buffers[name][:size].view(shape)
@@ -186,9 +209,9 @@ def _cut_window(
 ) -> _Window:
     """Copies a window out of the memory, so that one matrix product gives all its logits.
 
-    Which columns lie too far is told to that product itself: a query carries a one-hot mark of its
-    column in the tile, a key the penalty for each column of the tile. Adding a mask to the logits
-    instead would read and write them all once more, which costs more than the product's few extra terms.
+    The product itself masks the columns that lie too far: a query carries a one-hot mark of its column in the tile, a
+    key the penalty for each column of the tile. Adding a mask to the logits instead would read and write all of them
+    once more, which costs more than the product's few extra terms.
     """
     heads, _, _, dim = keys[0].shape
     marks = 0 if radius is None else columns.stop - columns.start
@@ -204,82 +227,120 @@ def _cut_window(
 
 
 def _never(dtype: torch.dtype) -> float:
-    """A logit whose weight is 0; finite, since 0 times infinity is not a number."""
+    """A logit whose weight is 0; finite, since 0 * inf is NaN."""
     return torch.finfo(dtype).min / 8
 
 
 def _attend_in_tiles(
-    queries: Tensor, keys: Sequence[Tensor], labels: Sequence[Tensor], radius: int | None, top_k: int | None
+    queries: Tensor,
+    keys: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    radius: int | None,
+    top_k: int | None,
+    *,
+    exclude_self: bool,
 ) -> Tensor:
     heads, height, width, _ = queries.shape
-    carried = queries.new_empty(heads, height, width, labels[0].shape[-1])
-    tiles = [(rows, columns) for rows in _spans(height, radius) for columns in _spans(width, radius)]
-    whole = _cut_window(keys, labels, *tiles[0], None, _Workspace(queries)) if radius is None else None
+    tiles = [[(rows, columns) for columns in _spans(width, radius)] for rows in _spans(height, radius)]
+    flat = [tile for row in tiles for tile in row]
+    needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
+    make_workspace = partial(_Workspace, queries, reuse=not needs_graph)
+    whole = _cut_window(keys, labels, *flat[0], None, make_workspace()) if radius is None else None
 
-    def attend(rows: _Span, columns: _Span, workspace: _Workspace) -> None:
+    def attend(tile: Tensor, rows: _Span, columns: _Span, workspace: _Workspace) -> Tensor:
         too_far = None if radius is None else rows.too_far(radius, queries.device)
+        own = _own_keys(rows, columns, queries.device) if exclude_self else None
         window = whole or _cut_window(keys, labels, rows, columns, radius, workspace)
-        y, x = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-        carried[:, y, x] = _attend(queries[:, y, x], window, too_far, top_k, workspace)
+        return _attend(tile, window, too_far, own, top_k, workspace)
 
-    largest = 4 * heads * (_TILE**2 + queries.shape[-1]) * _most_keys(tiles, len(keys))  # bytes of a tile
-    threads = min(torch.get_num_threads(), len(tiles), max(1, _WORKSPACES // largest))
-    if threads == 1 or queries.device.type != "cpu" or torch.is_grad_enabled():  # a graph is a thread's own
-        workspace = _Workspace(queries)
-        for tile in tiles:
-            attend(*tile, workspace)
+    if needs_graph:  # split and concatenated: the backward pass of a slice fills a tensor of the whole grid
+        workspace, parts = make_workspace(), []
+        for row, strip in zip(tiles, queries.split(_TILE, 1), strict=True):
+            columns = zip(row, strip.split(_TILE, 2), strict=True)
+            parts.append(torch.cat([attend(tile, *spans, workspace) for spans, tile in columns], 2))
+        return torch.cat(parts, 1)
+
+    propagated = queries.new_empty(heads, height, width, labels[0].shape[-1])
+
+    def fill(rows: _Span, columns: _Span, workspace: _Workspace) -> None:
+        y, x = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+        propagated[:, y, x] = attend(queries[:, y, x], rows, columns, workspace)
+
+    largest = 4 * heads * (_TILE**2 + queries.shape[-1]) * _most_keys(flat, len(keys))  # bytes of a tile
+    threads = min(torch.get_num_threads(), len(flat), max(1, _WORKSPACES // largest))
+    if threads == 1 or queries.device.type != "cpu":
+        workspace = make_workspace()
+        for spans in flat:
+            fill(*spans, workspace)
     else:
-        _each_in_a_thread(attend, tiles, threads, lambda: _Workspace(queries))
-    return carried
+        _run_in_threads(fill, flat, threads, make_workspace)
+    return propagated
+
+
+def _own_keys(rows: _Span, columns: _Span, device: torch.device) -> Tensor:
+    """For each query of a tile, the place of the key at its own position in the window, `(queries,)`."""
+    row = torch.arange(rows.start - rows.low, rows.stop - rows.low, device=device)
+    column = torch.arange(columns.start - columns.low, columns.stop - columns.low, device=device)
+    return (row[:, None] * (columns.high - columns.low) + column).flatten()
 
 
 def _most_keys(tiles: Sequence[tuple[_Span, _Span]], frames: int) -> int:
-    """The keys of the largest window."""
+    """The number of keys of the largest window."""
     sizes = ((rows.high - rows.low) * (columns.high - columns.low) for rows, columns in tiles)
     return frames * max(sizes)
 
 
-def _each_in_a_thread(
+def _run_in_threads(
     attend: Callable[[_Span, _Span, _Workspace], None],
     tiles: Sequence[tuple[_Span, _Span]],
     threads: int,
     make_workspace: Callable[[], _Workspace],
 ) -> None:
-    """A thread for each core, each with tiles of its own: PyTorch's threads would share steps that are too small."""
-    waiting, inference, before = iter(tiles), torch.is_inference_mode_enabled(), torch.get_num_threads()
-    taking = threading.Lock()
+    """Distributes tiles over one thread per core; PyTorch's own threads would split steps that are too small."""
+    remaining, inference, before = iter(tiles), torch.is_inference_mode_enabled(), torch.get_num_threads()
+    lock = threading.Lock()
 
     def work() -> None:
         torch.set_num_threads(1)
         workspace = make_workspace()
         with torch.inference_mode(inference), torch.no_grad():
             while True:
-                with taking:
-                    tile = next(waiting, None)
+                with lock:
+                    tile = next(remaining, None)
                 if tile is None:
                     return
                 attend(*tile, workspace)
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="drift-kernel") as pool:
-            done = [pool.submit(work) for _ in range(threads)]
+            futures = [pool.submit(work) for _ in range(threads)]
     finally:
-        torch.set_num_threads(before)  # else threads that begin later take the workers' setting
-    for one in done:
-        one.result()
+        torch.set_num_threads(before)  # threads that start later would inherit the workers' setting
+    for future in futures:
+        future.result()
 
 
 def _attend(
-    tile: Tensor, window: _Window, rows_too_far: Tensor | None, top_k: int | None, workspace: _Workspace
+    tile: Tensor,
+    window: _Window,
+    rows_too_far: Tensor | None,
+    own: Tensor | None,
+    top_k: int | None,
+    workspace: _Workspace,
 ) -> Tensor:
     """Attention of a tile `(heads, rows, columns, dim)` to its window: `(heads, rows, columns, channels)`."""
     heads, rows, columns, _ = tile.shape
     marks = window.marks.expand(heads, rows, -1, -1) if window.marks.shape[1] else None
     marked = tile if marks is None else torch.cat([tile, marks], dim=-1)
-    logits = workspace.take("logits", (heads, rows * columns, window.keys.shape[1]))
-    torch.bmm(marked.flatten(1, 2), window.keys.mT, out=logits)
+    if workspace.reuse:
+        logits = workspace.take("logits", (heads, rows * columns, window.keys.shape[1]))
+        torch.bmm(marked.flatten(1, 2), window.keys.mT, out=logits)
+    else:
+        logits = torch.bmm(marked.flatten(1, 2), window.keys.mT)
+    if own is not None:
+        logits[:, torch.arange(len(own), device=own.device), own] = _never(logits.dtype)
     grouped = logits.unflatten(-1, (-1, window.group))
-    closed = None  # (rows * columns, groups): groups that lie too far, row for row
+    closed = None  # (rows * columns, groups): groups that lie too far along rows
     if rows_too_far is not None:
         frames = grouped.shape[-2] // rows_too_far.shape[1]
         closed = rows_too_far.repeat(1, frames).repeat_interleave(columns, dim=0)
@@ -290,17 +351,19 @@ def _attend(
             return (logits.softmax(-1) @ window.labels).unflatten(1, (rows, columns))
         values, tokens = logits.topk(top_k, dim=-1, sorted=False)
     else:
-        values, tokens = _largest(grouped, closed, top_k)
+        values, tokens = _largest(grouped.detach(), closed, top_k)
+        if logits.requires_grad:
+            values = torch.where(values > _never(values.dtype) / 2, logits.gather(-1, tokens), values)
     weights = values.softmax(-1)
     return torch.einsum("hqk,hqkc->hqc", weights, window.labels[tokens]).unflatten(1, (rows, columns))
 
 
 def _largest(grouped: Tensor, closed: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
-    """The `top_k` largest of the logits `(heads, queries, groups, group)` and their tokens, read once.
+    """The `top_k` largest of the logits `(heads, queries, groups, group)` and their tokens, in one read.
 
-    The k largest lie in the k groups of largest maximum: were one outside, each of those k groups
-    would hold a value at least as large. A maximum per group is a plain vectorised reduction, and the
-    search for the k largest then sees `groups + k * group` values instead of all of them.
+    The k largest logits lie in the k groups of largest maximum: if one lay outside, each of those k groups would hold a
+    value at least as large. The maximum of a group is a plain vectorised reduction, and the search for the k largest
+    then covers `groups + k * group` values instead of all of them.
     """
     group = grouped.shape[-1]
     maxima = grouped.amax(-1)
@@ -308,7 +371,7 @@ def _largest(grouped: Tensor, closed: Tensor | None, top_k: int) -> tuple[Tensor
         maxima.masked_fill_(closed, _never(maxima.dtype) * 2)
     best, groups = maxima.topk(top_k, dim=-1, sorted=False)
     candidates = grouped.gather(-2, groups[..., None].expand(*groups.shape, group))
-    # A closed group is among the best only where too few are open: it must then still weigh nothing.
+    # A closed group is among the best only where too few are open; its weight must still be 0.
     candidates.masked_fill_((best < _never(maxima.dtype) * 1.5)[..., None], _never(maxima.dtype))
     values, places = candidates.flatten(-2).topk(top_k, dim=-1, sorted=False)
     return values, groups.gather(-1, places // group) * group + places % group

@@ -1,4 +1,4 @@
-"""Points as labels: small discs that the kernel carries, and the positions that are read from what arrives."""
+"""Points as labels: small discs that the kernel propagates, and positions computed from their heat."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 __all__ = ["TrackedPoint", "discs", "positions"]
 
-_RADIUS = 3  # tokens: smaller discs are carried less exactly (docs/own-video.md)
-_WINDOW = 4  # tokens around the highest one that say where a point is
+_RADIUS = 3  # tokens; smaller discs are propagated less exactly (docs/own-video.md)
+_WINDOW = 4  # tokens around the maximum whose centre of mass is the position
 
 
 class TrackedPoint(NamedTuple):
-    """Where a point is in a frame.
+    """Position of a point in a frame.
 
     Attributes:
-        name: by which it was given.
-        x, y: in pixels, a pixel's centre at whole numbers.
-        confidence: from 0, nowhere, to 1.
+        name: the point's name.
+        x, y: pixel coordinates; integers are centres of pixels.
+        confidence: in [0, 1].
     """
 
     name: str
@@ -34,19 +34,19 @@ class TrackedPoint(NamedTuple):
 def discs(
     places: Sequence[tuple[float, float]], grid: tuple[int, int], stride: int
 ) -> Float[Tensor, "points rows columns"]:
-    """For each point, x and y in pixels, a small disc: 1 at its centre, falling to 0."""
+    """A small disc for each point (x, y) in pixels: 1 at its centre, decreasing linearly to 0."""
     rows, columns = (torch.arange(n) * stride + (stride - 1) / 2 for n in grid)
     down = torch.tensor([y for _, y in places])[:, None] - rows
     right = torch.tensor([x for x, _ in places])[:, None] - columns
-    # A tent along each axis: its centre of gravity is the point's own place, between tokens too.
+    # The centre of mass of a linear ramp is exact between tokens, too.
     tents = [(1 - distance.abs() / (stride * _RADIUS)).clamp(min=0) for distance in (down, right)]
     return tents[0][:, :, None] * tents[1][:, None, :]
 
 
 def positions(heat: Float[Tensor, "points rows columns"], stride: int) -> list[tuple[float, float, float]]:
-    """Of each point x, y and confidence: the centre of gravity around its highest token, and that token's heat.
+    """x, y and confidence of each point: centre of mass around the maximum, and the maximum itself.
 
-    What counts around the token ends at the same distance on both sides: at the frame's border a disc is cut off.
+    At the border of the frame the window is cut symmetrically, as the disc is.
     """
     rows, columns = heat.shape[1:]
     if not len(heat):

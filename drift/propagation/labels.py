@@ -1,4 +1,4 @@
-"""Soft labels on the token grid, and the way between them and a mask of object ids."""
+"""Soft labels on the grid of tokens, and their conversion from and to masks of object ids."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What the tracker says of one frame.
+    """Labels of a frame, as the tracker returns them.
 
     Attributes:
-        probabilities: background first, then one channel per object; each token's channels sum to 1.
-        object_ids: the id of each object channel.
+        probabilities: background, then one channel per object; sums to 1 over channels.
+        object_ids: object of each channel after the background.
         frame_size: height and width of the frame in pixels.
         stride: pixels per token.
-        min_confidence: an object that is nowhere at least this probable is absent.
-        given: the mask given for this frame, `(height, width)` object ids, or None.
-        refined: probabilities at the frame's size, where a refiner has sharpened them, or None.
-        points: on the token grid, the heat of each point that is followed.
-        point_names: of those points.
+        min_confidence: an object whose probability is below this everywhere is absent.
+        given: the mask given for the frame, object ids, or None.
+        refined: probabilities at the frame's size, if they were refined, or None.
+        points: heat of each point on the grid of tokens.
+        point_names: names of the points.
     """
 
     probabilities: Float[Tensor, "channels rows columns"]
@@ -54,7 +54,7 @@ class SoftLabels:
     point_names: tuple[str, ...] = ()
 
     def upsampled(self) -> Float[Tensor, "channels height width"]:
-        """The probabilities at the frame's size: the refined ones, or bilinear between tokens."""
+        """Probabilities at the frame's size: refined, or interpolated bilinearly between tokens."""
         if self.refined is not None:
             return self.refined.clone()
         height, width = self.frame_size
@@ -64,16 +64,16 @@ class SoftLabels:
         return full[0, :, :height, :width]
 
     def present(self, upsampled: Float[Tensor, "channels height width"]) -> Bool[Tensor, " objects"]:
-        """Of each object in `upsampled()`, whether it is anywhere as probable as `min_confidence`."""
+        """Whether the probability of each object reaches `min_confidence` anywhere in `upsampled()`."""
         return upsampled[1:].flatten(1).amax(1) >= self.min_confidence
 
     def mask(self, size: tuple[int, int] | None = None) -> UInt8[Tensor, "height width"]:
         """The most probable object of every pixel, 0 for the background, on the CPU.
 
-        Objects whose mask was given for this frame have just that mask.
+        Objects whose mask was given for this frame keep exactly that mask.
 
         Args:
-            size: height and width of the mask, where they are not those of the frame that the tracker saw.
+            size: height and width of the mask; None for those of the frame.
         """
         probabilities = self.upsampled()
         absent = ~self.present(probabilities)
@@ -83,14 +83,14 @@ class SoftLabels:
         best = probabilities[0].clone()
         mask = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
         for object_id, channel in zip(self.object_ids, probabilities[1:], strict=True):
-            mask.masked_fill_(channel > best, object_id)  # argmax over few channels is many times slower
+            mask.masked_fill_(channel > best, object_id)  # many times faster than argmax over few channels
             torch.maximum(best, channel, out=best)
         if self.given is not None and mask.shape == self.given.shape:
             return torch.from_numpy(with_given(mask.cpu().numpy(), self.given.cpu().numpy()))
         return mask.cpu()
 
     def tracked_points(self, size: tuple[int, int] | None = None) -> list[TrackedPoint]:
-        """Where each point is that is followed, in pixels of a frame of `size`, the tracker's own by default."""
+        """Positions of the points in pixels of a frame of `size`; None for the size of the frame."""
         if self.points is None:
             return []
         height, width = size or self.frame_size
@@ -103,7 +103,7 @@ class SoftLabels:
 
 
 def pad_to_stride(images: Float[Tensor, "batch channels height width"], stride: int) -> Tensor:
-    """Repeats the last row and column until both sides are multiples of `stride`."""
+    """Pads height and width to multiples of `stride` by repeating the last row and column."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
 
@@ -111,14 +111,14 @@ def pad_to_stride(images: Float[Tensor, "batch channels height width"], stride: 
 def on_tokens(
     probabilities: Float[Tensor, "channels height width"], stride: int
 ) -> Float[Tensor, "channels rows columns"]:
-    """What the frame's pixels hold, averaged over tokens of `stride` pixels."""
+    """Probabilities of pixels averaged over tokens of `stride` x `stride` pixels."""
     return F.avg_pool2d(pad_to_stride(probabilities[None], stride), stride)[0]
 
 
 def labels_of_mask(
     mask: UInt8[Tensor, "height width"], object_ids: Sequence[int], stride: int
 ) -> Float[Tensor, "objects rows columns"]:
-    """The share of each token's pixels that belongs to each object."""
+    """Fraction of each token's pixels that belongs to each object, in [0, 1]."""
     ids = torch.tensor(object_ids, dtype=torch.uint8, device=mask.device)
     one_hot = (mask[None] == ids[:, None, None]).float()
     return on_tokens(one_hot, stride)
@@ -129,9 +129,14 @@ def merge_given(
     given: Float[Tensor, "given rows columns"],
     channels: Sequence[int],
 ) -> Float[Tensor, "channels rows columns"]:
-    """Labels in which the objects of `channels` are as `given`, the others as propagated where room is left.
+    """Propagated labels with those of some objects replaced by given ones; sums to 1 over channels.
 
-    Objects that were not given keep their share of what the given ones leave, the background too.
+    The background and the other objects are scaled to the probability that the given objects leave.
+
+    Args:
+        propagated: propagated labels, background first.
+        given: labels of the given objects.
+        channels: channels of the given objects in `propagated`.
     """
     merged = propagated.clone()
     merged[list(channels)] = 0
@@ -144,18 +149,18 @@ def merge_given(
 
 
 def downsampling(fine: int, coarse: int) -> int:
-    """How many fine tokens a coarse one covers along an axis, given both lengths.
+    """Number of fine tokens that a coarse token covers along an axis, given the lengths of both grids.
 
-    Layers halve the grid, rounding up each time, so the ratio of the lengths lies below a power of two.
+    Layers halve the grid and round up, so that the ratio of the lengths lies below a power of two.
     """
     return 2 ** math.ceil(math.log2(fine / coarse)) if coarse < fine else 1
 
 
 def pooled(labels: Float[Tensor, "channels rows columns"], grid: tuple[int, int]) -> Tensor:
-    """Labels on a coarser grid whose tokens each cover a square of the finer one, `(channels, *grid)`.
+    """Labels averaged to a coarser grid, `(channels, *grid)`.
 
-    Downsampling layers round up, so the last coarse row may reach past the fine grid: it takes the mean
-    of what it covers.
+    Downsampling layers round up, so that the last coarse row and column may reach past the fine grid; they are the mean
+    of the tokens that they cover.
     """
     factor = downsampling(labels.shape[-2], grid[0])
     if factor == 1:
@@ -166,7 +171,7 @@ def pooled(labels: Float[Tensor, "channels rows columns"], grid: tuple[int, int]
 def unpooled(
     coarse: Float[Tensor, "batch channels coarse_rows coarse_columns"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch channels rows columns"]:
-    """What lies on a coarser grid, between its tokens on the finer `grid`, bilinear; of equal grids as it is."""
+    """Interpolates from a coarser grid to `grid` bilinearly; unchanged if the grids are equal."""
     factor = downsampling(grid[0], coarse.shape[-2])
     if factor > 1:
         coarse = F.interpolate(coarse, scale_factor=factor, mode="bilinear", align_corners=False)
@@ -174,6 +179,6 @@ def unpooled(
 
 
 def finest(grids: Iterable[Sequence[int]]) -> tuple[int, int]:
-    """The largest of several layers' grids, each of rows and columns."""
+    """The largest of several grids, given as rows and columns."""
     rows, columns = max(grids, key=math.prod)
     return rows, columns

@@ -1,4 +1,4 @@
-"""The tracker's memory: frames whose mask was given stay for ever, of the others the last n (design 2.6)."""
+"""Memory of the tracker: all frames with a given mask, and the last n of the others (`docs/method.md`, "Memory")."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Memory", "RememberedFrame"]
 
 @dataclass(frozen=True)
 class RememberedFrame:
-    """Keys and labels of one frame.
+    """Keys and labels of a frame.
 
     Attributes:
-        index: the frame's place in the clip, from 0.
-        given: whether its mask or its points were given: it is kept for ever.
-        keys: per layer, `(heads, height, width, dim)`.
-        labels: per layer on the layer's grid, `(height, width, channels)`, background first.
-        points: likewise, one channel for each point that is followed.
-        noise: the state of the noise's generator before the frame was read, from which it can be read again.
+        index: index of the frame in the clip, from 0.
+        given: whether its mask or points were given; such a frame is never dropped.
+        keys: keys of each layer, `(heads, height, width, dim)`.
+        labels: labels on the grid of each layer, `(height, width, channels)`, background first.
+        points: heat of the points on the grid of each layer, `(height, width, points)`.
+        noise: state of the generator before the features were computed, from which they can be computed again.
     """
 
     index: int
@@ -35,11 +35,11 @@ class RememberedFrame:
 
     @property
     def known(self) -> tuple[int, int]:
-        """The number of label channels and of points that were known at this frame."""
+        """Numbers of label channels and of points known at this frame."""
         return self.labels[0].shape[-1], self.points[0].shape[-1]
 
     def labels_of(self, layer: int, known: tuple[int, int]) -> Tensor:
-        """A layer's labels, then its points, of those `known` at an earlier frame.
+        """Labels, then points, of a layer, restricted to those `known` at an earlier frame.
 
         Objects that appeared later count as background.
         """
@@ -50,10 +50,10 @@ class RememberedFrame:
 
 
 class Memory:
-    """The frames that a target attends to. Its size does not grow with the clip."""
+    """The frames that a target frame attends to. Its size does not grow with the length of the clip."""
 
     def __init__(self, recent: int) -> None:
-        """`recent`: how many predicted frames are kept beside those whose mask was given; 0 or more."""
+        """`recent`: number of predicted frames that are kept, beside those with a given mask; 0 or more."""
         whole_number("memory_frames", recent, minimum=0)
         self._given: list[RememberedFrame] = []
         self._recent: deque[RememberedFrame] = deque(maxlen=recent)
@@ -62,7 +62,7 @@ class Memory:
         return len(self._given) + len(self._recent)
 
     def frames(self) -> list[RememberedFrame]:
-        """Those whose mask was given, then the recent ones, oldest first."""
+        """Frames with a given mask, then the recent frames, both from oldest to newest."""
         return [*self._given, *self._recent]
 
     def epochs(self) -> list[tuple[tuple[int, int], list[RememberedFrame]]]:
@@ -76,5 +76,5 @@ class Memory:
         return [(least, [frame for frame in frames if frame.known >= least]) for least in known]
 
     def add(self, frame: RememberedFrame) -> None:
-        """Keeps a frame: for ever where its mask was given, else until `recent` newer ones have come."""
+        """Adds a frame; without a given mask, it is dropped after `recent` newer frames."""
         (self._given if frame.given else self._recent).append(frame)

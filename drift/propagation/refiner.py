@@ -1,4 +1,4 @@
-"""The interface through which the tracker has its masks refined."""
+"""The interface of a refiner, as the tracker calls it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Refined", "Refiner"]
 
 @dataclass(frozen=True)
 class Refined:
-    """What a refiner makes of one frame's labels.
+    """Refined masks of a frame.
 
     Attributes:
-        probabilities: at the frame's size, background first; each pixel's channels sum to 1.
-        outcomes: what became of each object, in words that are counted.
+        probabilities: at the frame's size, background first; the channels of a pixel sum to 1.
+        outcomes: outcome for each object without a given mask; one of `drift.refinement.gates.OUTCOMES`.
     """
 
     probabilities: Float[Tensor, "channels height width"]
@@ -27,19 +27,22 @@ class Refined:
 
 
 class Refiner(Protocol):
-    """Sharpens the propagated masks of a frame; knows nothing of other frames.
+    """Refines the propagated masks of a frame; stateless across frames.
 
     Attributes:
-        feedback: whether the refined masks are remembered in place of the propagated ones.
+        feedback: whether the memory keeps the refined masks in place of the propagated ones.
     """
 
     feedback: bool
 
     def refine(self, frame: UInt8[Tensor, "height width 3"], labels: SoftLabels) -> Refined:
-        """The labels at the frame's size. Objects whose mask was given for this frame are left alone.
+        """Refines all objects, except those whose mask is given for this frame.
 
         Args:
-            frame: RGB.
-            labels: the propagated ones.
+            frame: RGB, on any device.
+            labels: propagated labels.
+
+        Returns:
+            Refined masks on the device of `labels`.
         """
         ...

@@ -1,4 +1,4 @@
-"""`Tracker`: follows objects through one clip, frame by frame, without seeing the future."""
+"""`Tracker`: follows objects through a clip, frame by frame, without access to later frames."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.backbone.interface import Backbone, LayerReading
+from drift.backbones.interface import Backbone, Features
 from drift.clip import Keypoint
 from drift.errors import InputError
-from drift.options import choice, non_negative, positive, whole_number
+from drift.options import non_negative
 from drift.propagation.adapter import Adapter
-from drift.propagation.affinity import AFFINITIES, HEADS, Comparison, comparisons
-from drift.propagation.kernel import attention_maps, propagate
+from drift.propagation.heads import Comparison, PropagationOptions, compare, propagate_heads
+from drift.propagation.kernel import attention_maps
 from drift.propagation.keypoints import discs
 from drift.propagation.labels import (
     SoftLabels,
@@ -29,11 +29,10 @@ from drift.propagation.labels import (
     on_tokens,
     pad_to_stride,
     pooled,
-    unpooled,
 )
 from drift.propagation.memory import Memory, RememberedFrame
 from drift.propagation.refiner import Refiner
-from drift.propagation.slot_maps import SlotKeys, slot_probabilities, with_evidence
+from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
 
 __all__ = ["Tracker", "TrackerState"]
@@ -41,13 +40,13 @@ __all__ = ["Tracker", "TrackerState"]
 
 @dataclass(frozen=True)
 class TrackerState:
-    """All that a tracker knows between two frames, but for what it can read again from the frames.
+    """State of a tracker between two frames, without the keys, which are computed again from the frames.
 
     Attributes:
-        next_index: of the frame that comes next.
-        object_ids, point_names: known so far.
-        frame_size: height and width.
-        noise: the state of the noise's generator.
+        next_index: index of the next frame.
+        object_ids, point_names: objects and points known so far.
+        frame_size: height and width of the clip's frames in pixels.
+        noise: state of the noise generator.
         remembered: the memory, without keys.
     """
 
@@ -60,36 +59,35 @@ class TrackerState:
 
 
 class Tracker:
-    """Propagates masks through one clip; make a new one for each clip.
-
-    Example:
-        tracker = Tracker(backbone)
-        tracker.step(frames[0], mask)
-        masks = [tracker.step(frame).mask() for frame in frames[1:]]
+    """Propagates masks through a clip. Make a new tracker for each clip.
 
     Args:
-        backbone: reads queries and keys of a frame.
-        affinity: `attention` (Q Kᵀ / √dim) or `cosine` (of the layers' inputs).
-        heads: `separate` (one attention map per head), `joint` (their logits summed per layer) or `fused`
-            (summed over all layers).
-        temperature: divides the logits.
-        top_k: keys that a query keeps over all memory frames; None for all.
-        radius: reach in tokens of the finest layer read; None for the whole frame.
-        memory_frames: predicted frames that are remembered, beside those whose mask was given.
-        min_confidence: an object that is nowhere at least this probable gets an empty mask.
-        adapter: the prompts and head weights learned for this clip; None for the backbone's prompt and equal
-            weights.
-        refiner: sharpens every predicted mask; None leaves them as propagated.
-        seed: of the noise that the backbone adds.
-        stopwatch: counts the stages `encode`, `unet`, `kernel` and `refine`.
+        backbone: computes the features of a frame.
+        affinity, heads, temperature, top_k, radius: see `PropagationOptions`.
+        memory_frames: number of predicted frames in the memory, beside those whose mask was given.
+        min_confidence: an object whose probability is below this everywhere gets an empty mask.
+        adapter: prompts and head weights learned for the clip; None for the backbone's prompt and equal weights.
+        refiner: refines every predicted mask; None to leave masks as propagated.
+        seed: seed of the noise that the backbone adds.
+        stopwatch: measures the stages `features`, `kernel` and `refine`.
 
     Attributes:
-        object_ids: known so far.
-        point_names: likewise, the points that are followed.
-        refinements: how often what became of an object that was to be refined.
+        object_ids: objects known so far.
+        point_names: points known so far.
+        refinements: outcome counts of refinement.
 
     Raises:
         OptionError: an option is out of range.
+
+    Example:
+        >>> from drift import Tracker, load_backbone
+        >>> tracker = Tracker(load_backbone())
+        >>> frames, mask = np.zeros((3, 64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+        >>> mask[16:48, 16:48] = 1
+        >>> labels = tracker.step(frames[0], mask)
+        >>> masks = [tracker.step(frame).mask() for frame in frames[1:]]
+        >>> masks[0].shape
+        torch.Size([64, 64])
     """
 
     def __init__(
@@ -108,16 +106,9 @@ class Tracker:
         seed: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        choice("affinity", affinity, AFFINITIES)
-        choice("heads", heads, HEADS)
-        positive("temperature", temperature)
-        whole_number("top_k", top_k, minimum=1, none_allowed=True)
-        whole_number("radius", radius, minimum=0, none_allowed=True)
+        self.options = PropagationOptions(affinity, heads, temperature, top_k, radius)
         non_negative("min_confidence", min_confidence)
-        self.backbone = backbone
-        self.affinity, self.heads = affinity, heads
-        self.temperature, self.top_k, self.radius = temperature, top_k, radius
-        self.min_confidence = min_confidence
+        self.backbone, self.min_confidence = backbone, min_confidence
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames)
@@ -141,28 +132,28 @@ class Tracker:
 
         Args:
             frame: RGB, of the same size as the clip's other frames.
-            mask: object ids, 0 where no object is given. Needed on the first frame; on any later one it
-                brings new objects, or corrects known ones. Objects it does not hold are propagated.
-            points: to be followed from this frame on, beside objects or in place of them; one of a known name is
-                put where it is given.
+            mask: object ids, 0 for the background. Required on the first frame. On a later frame it adds new objects
+                or corrects known ones; objects that it does not contain are propagated.
+            points: points to follow from this frame on, beside or instead of objects. A point with a known name is
+                moved to the given position.
 
         Raises:
-            InputError: there is nothing to start from, the mask is empty on the first frame, a point lies outside the
+            InputError: neither a mask nor a point has been given, the first mask is empty, a point lies outside the
                 frame, or sizes differ.
         """
         given = None if mask is None else torch.as_tensor(mask)
         self._check(tuple(frame.shape), given, points)
         if given is not None and not given.any():
-            given = None  # on a later frame: it brings no object
+            given = None  # on a later frame: it adds no object
         noise = self._generator.get_state()
-        slots = self.adapter.slot_keys(self._next_index)
-        readings, compared = self._read(torch.as_tensor(frame), slots)
+        slots = self.adapter.slots_at(self._next_index)
+        features, compared = self._features(torch.as_tensor(frame), slots)
         self._compared, self._attended = compared, self.memory.frames()
-        grid = finest(one.keys.shape[1:3] for one in compared)
+        grid = finest(one.grid for one in compared)
         with self.stopwatch.stage("kernel"):
-            labels, heat = self._propagate(compared, grid) if len(self.memory) else (None, None)
+            labels, heat = self._propagate(compared) if len(self.memory) else (None, None)
             if labels is not None and slots is not None and self.object_ids:
-                labels = self._weighed(labels, readings, slots)
+                labels = self._weighted(labels, features, slots)
             labels = self._with_given(labels, given, grid)
             heat = self._with_points(heat, points, grid)
         soft = replace(
@@ -174,11 +165,11 @@ class Tracker:
         return soft
 
     def skip(self, frames: int) -> None:
-        """Passes over frames before the first one with something to follow, so that indices stay the clip's."""
+        """Skips frames before the first given mask, so that frame indices stay those of the clip."""
         self._next_index += frames
 
     def state(self) -> TrackerState:
-        """What another tracker of the same options needs to go on from here; see `restore`."""
+        """State from which a tracker with the same options can continue; see `restore`."""
         remembered = [replace(frame, keys=()) for frame in self.memory.frames()]
         return TrackerState(
             self._next_index,
@@ -193,19 +184,19 @@ class Tracker:
     def restore(
         self, state: TrackerState, frame_at: Callable[[int], UInt8[np.ndarray, "height width 3"]]
     ) -> None:
-        """Takes up what another tracker of the same options left; the frames it remembered are read again.
+        """Continues from the state of a tracker with the same options; computes the remembered frames' keys again.
 
         Args:
-            state: the other's.
-            frame_at: gives the frame of an index, as `step` was given it.
+            state: state of the other tracker.
+            frame_at: returns the frame at an index, as it was passed to `step`.
         """
         self._frame_size = state.frame_size
         self.object_ids, self.point_names = state.object_ids, state.point_names
         for remembered in state.remembered:
             self._next_index = remembered.index
             self._generator.set_state(remembered.noise)
-            slots = self.adapter.slot_keys(remembered.index)
-            _, compared = self._read(torch.as_tensor(frame_at(remembered.index)), slots)
+            slots = self.adapter.slots_at(remembered.index)
+            _, compared = self._features(torch.as_tensor(frame_at(remembered.index)), slots)
             device = self.backbone.device
             self.memory.add(
                 replace(
@@ -222,26 +213,28 @@ class Tracker:
     def attention(
         self, pixels: Sequence[tuple[int, int]]
     ) -> tuple[list[int], dict[str, Float[Tensor, "pixels frames rows columns"]]]:
-        """Where pixels of the last frame looked: for pictures, see `attention_maps`.
+        """Attention of pixels of the last frame over the memory, for visualisation; see `attention_maps`.
 
         Args:
-            pixels: row and column of each.
+            pixels: row and column of each pixel.
 
         Returns:
-            The indices of the memory frames, and by layer each pixel's attention on each of them, which sums to 1.
-            Both are empty after the first frame of a clip.
+            The indices of the memory frames and, by layer, each pixel's attention over them, which sums to 1. Both are
+            empty after the first frame of a clip.
         """
         if not self._attended:
             return [], {}
         maps = {}
         for layer, one in enumerate(self._compared):
-            stride = self._frame_stride((one.queries.shape[1], one.queries.shape[2]))
-            rows, columns = (torch.tensor(axis) // stride for axis in zip(*pixels, strict=True))
+            stride = self._frame_stride(one.grid)
+            rows, columns = (
+                torch.tensor(axis, device=one.queries.device) // stride for axis in zip(*pixels, strict=True)
+            )
             maps[one.layer] = attention_maps(
                 one.queries[:, rows, columns],
                 [frame.keys[layer] for frame in self._attended],
-                temperature=self.temperature,
-                shares=one.shares,
+                temperature=self.options.temperature,
+                weights=one.weights,
             ).cpu()
         return [frame.index for frame in self._attended], maps
 
@@ -270,73 +263,50 @@ class Tracker:
             raise InputError("the first mask holds no object: its ids are all 0, or 255, which is void")
         self._frame_size = (size[0], size[1])
 
-    def _read(self, frame: Tensor, slots: SlotKeys | None) -> tuple[list[LayerReading], list[Comparison]]:
-        """The layers' readings of a frame under the clip's prompt, with what the slots need, and what is compared."""
+    def _features(self, frame: Tensor, slots: SlotKeys | None) -> tuple[list[Features], list[Comparison]]:
+        """Features of a frame under the clip's prompt, with the queries of the slots' layers, and what is compared."""
         images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
-        readings = self.backbone.read_frames(
-            pad_to_stride(images, self.backbone.stride),
-            self._generator,
-            condition=self.adapter.condition(self._next_index),
-            cross=slots.keys.keys() if slots else (),
-            stopwatch=self.stopwatch,
-        )
+        with self.stopwatch.stage("features"):
+            features = self.backbone.features(
+                pad_to_stride(images, self.backbone.stride),
+                self._generator,
+                prompt=self.adapter.prompt_at(self._next_index),
+                cross=slots.keys.keys() if slots else (),
+            )
         with self.stopwatch.stage("kernel"):
-            weights = self.adapter.head_weights
-            return readings, comparisons(readings, affinity=self.affinity, heads=self.heads, weights=weights)
+            return features, compare(features, self.options, self.adapter.head_weights)
 
-    def _weighed(self, labels: Tensor, readings: Sequence[LayerReading], slots: SlotKeys) -> Tensor:
-        """Propagated labels, weighed with what the prompt's slots say of this frame."""
-        queries = {r.name: r.prompt_queries[0] for r in readings if r.prompt_queries is not None}
+    def _weighted(self, labels: Tensor, features: Sequence[Features], slots: SlotKeys) -> Tensor:
+        """Propagated labels weighted by the slots' probabilities."""
+        queries = {f.layer: f.prompt_queries for f in features if f.prompt_queries is not None}
         grid = (labels.shape[-2], labels.shape[-1])
-        likely = slot_probabilities(queries, slots, self.object_ids, grid)
-        return with_evidence(labels, likely, self.adapter.slot_weight)
+        probabilities = slot_probabilities(queries, slots, self.object_ids, grid)
+        return weighted_by_slots(labels, probabilities, self.adapter.slot_weight)
 
     def _propagate(
-        self, compared: Sequence[Comparison], grid: tuple[int, int]
+        self, compared: Sequence[Comparison]
     ) -> tuple[Float[Tensor, "channels rows columns"], Float[Tensor, "points rows columns"]]:
-        """Labels and points propagated to this frame, on the finest grid; each from the frames that know it."""
-        device = self.backbone.device
-        labels, heat = torch.zeros(0, *grid, device=device), torch.zeros(0, *grid, device=device)
+        """Labels and points of this frame, each propagated from the memory frames that know it."""
+        grid = finest(one.grid for one in compared)
+        labels = heat = torch.zeros(0, *grid, device=self.backbone.device)
         for known, remembered in self.memory.epochs():
             channels, points = known
-            carried = self._carried(compared, known, remembered, grid)
-            fresh = list(range(len(labels), channels))
+            propagated = propagate_heads(
+                compared,
+                [[frame.keys[layer] for frame in remembered] for layer in range(len(compared))],
+                [[frame.labels_of(layer, known) for frame in remembered] for layer in range(len(compared))],
+                self.options,
+            )
+            new = list(range(len(labels), channels))
             if len(labels):
-                labels = F.pad(labels, (0, 0, 0, 0, 0, len(fresh)))
-                labels = merge_given(labels, carried[fresh], fresh)
+                labels = merge_given(F.pad(labels, (0, 0, 0, 0, 0, len(new))), propagated[new], new)
             else:
-                labels = carried[:channels]
-            heat = torch.cat([heat, carried[channels + len(heat) : channels + points]])
+                labels = propagated[:channels]
+            heat = torch.cat([heat, propagated[channels + len(heat) : channels + points]])
         return labels, heat
 
-    def _carried(
-        self,
-        compared: Sequence[Comparison],
-        known: tuple[int, int],
-        remembered: Sequence[RememberedFrame],
-        grid: tuple[int, int],
-    ) -> Float[Tensor, "channels rows columns"]:
-        """Labels, then points, that all heads propagate from these frames of the memory."""
-        total = torch.zeros(sum(known), *grid, device=self.backbone.device)
-        for layer, one in enumerate(compared):
-            used = one.shares.nonzero()[:, 0]
-            if not len(used):
-                continue
-            factor = downsampling(grid[0], one.queries.shape[1])
-            per_head = propagate(
-                _heads(one.queries, used),
-                [_heads(frame.keys[layer], used) for frame in remembered],
-                [frame.labels_of(layer, known) for frame in remembered],
-                temperature=self.temperature,
-                radius=None if self.radius is None else -(-self.radius // factor),
-                top_k=self.top_k,
-            )
-            carried = torch.einsum("h,hyxc->cyx", one.shares[used].to(per_head), per_head)
-            total += unpooled(carried[None], grid)[0]
-        return total
-
     def _refined(self, labels: Tensor, frame: Tensor, given: Tensor | None) -> SoftLabels:
-        """Labels with the frame's size, and sharpened where there is a refiner and something to sharpen."""
+        """Labels with the frame's size, refined if there is a refiner and something was propagated."""
         assert self._frame_size is not None
         stride = self._frame_stride((labels.shape[-2], labels.shape[-1]))
         soft = SoftLabels(labels, self.object_ids, self._frame_size, stride, self.min_confidence, given)
@@ -352,16 +322,15 @@ class Tracker:
     def _with_points(
         self, heat: Tensor | None, points: Sequence[Keypoint], grid: tuple[int, int]
     ) -> Float[Tensor, "points rows columns"]:
-        """The heat of all points, in which those of `points` are where they are given."""
+        """Heat of all points, with `points` at their given positions."""
         known = len(self.point_names)
-        self.point_names += tuple(one.name for one in points if one.name not in self.point_names)
+        self.point_names += tuple(p.name for p in points if p.name not in self.point_names)
         device = self.backbone.device
         fresh = torch.zeros(len(self.point_names) - known, *grid, device=device)
         heat = fresh if heat is None else torch.cat([heat, fresh])
         if points:
-            places = [self.point_names.index(one.name) for one in points]
-            shown = discs([(one.x, one.y) for one in points], grid, self._frame_stride(grid))
-            heat[places] = shown.to(heat)
+            channels = [self.point_names.index(point.name) for point in points]
+            heat[channels] = discs([(p.x, p.y) for p in points], grid, self._frame_stride(grid)).to(heat)
         return heat
 
     def _with_given(self, labels: Tensor | None, given: Tensor | None, grid: tuple[int, int]) -> Tensor:
@@ -374,7 +343,7 @@ class Tracker:
             labels = torch.zeros(1, *grid, device=self.backbone.device)
             labels[0] = 1
         if given is None:
-            return labels  # points alone are followed
+            return labels  # only points are followed
         labels = F.pad(labels, (0, 0, 0, 0, 0, 1 + len(self.object_ids) - len(labels)))
         return merge_given(
             labels, labels_of_mask(given.to(labels.device), ids, self._frame_stride(grid)), channels
@@ -399,12 +368,7 @@ class Tracker:
         self._next_index += 1
 
     def _frame_stride(self, grid: tuple[int, int]) -> int:
-        """Pixels per token of the finest layer read."""
+        """Pixels per token of a grid."""
         assert self._frame_size is not None
         padded = -(-self._frame_size[0] // self.backbone.stride)
         return self.backbone.stride * downsampling(padded, grid[0])
-
-
-def _heads(tokens: Tensor, used: Tensor) -> Tensor:
-    """Those of the used heads; not a copy where all are."""
-    return tokens if len(used) == len(tokens) else tokens[used]

@@ -1,5 +1,6 @@
-"""Sharper masks from propagated ones, by Segment Anything or by GrabCut."""
+"""Refinement of propagated masks by Segment Anything or GrabCut; needs neither Lightning nor Hydra."""
 
-from drift.refinement.building import grabcut_refinement, no_refinement, sam_refinement
+from drift.refinement.factories import grabcut_refiner, load_refiner, no_refiner
+from drift.refinement.refinement import Refinement
 
-__all__ = ["grabcut_refinement", "no_refinement", "sam_refinement"]
+__all__ = ["Refinement", "grabcut_refiner", "load_refiner", "no_refiner"]

@@ -1,4 +1,4 @@
-"""Segment Anything's networks, of the package `segment-anything`: the official sizes, and a small one."""
+"""Segment Anything models from the package `segment-anything`: the official sizes and a small one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ __all__ = ["OFFICIAL_SIZES", "build_official", "build_tiny"]
 OFFICIAL_SIZES = ("vit_b", "vit_l", "vit_h")
 _PACKAGE = "segment_anything"
 _SIDE, _WIDTH, _STRIDE, _HEADS = 640, 128, 16, 4  # of the small model
-_GREY, _RANGE = 127.0, 128.0
+_MEAN, _STD = 127.0, 128.0  # of pixels in [0, 255]
 
 
 def _load(name: str) -> ModuleType:
-    """A module of the package, without what the package's `__init__` imports.
-
-    That needs torchvision, for a predictor and a mask generator that drift does not use.
-    """
+    """Imports a module of the package without running `segment_anything/__init__.py`, which needs torchvision."""
     package = sys.modules.get(_PACKAGE)
     if package is None:
         spec = importlib.util.find_spec(_PACKAGE)
@@ -32,16 +29,16 @@ def _load(name: str) -> ModuleType:
         return importlib.import_module(f"{_PACKAGE}.{name}")
     finally:
         if package is None:
-            del sys.modules[_PACKAGE]  # whoever wants it whole imports it as usual
+            del sys.modules[_PACKAGE]  # a later import runs the package's `__init__`
 
 
 def build_official(size: str) -> Any:
-    """A `Sam` with a ViT of one of `OFFICIAL_SIZES`, of random weights, for squares of 1024 pixels."""
+    """A `Sam` of one of `OFFICIAL_SIZES` with random weights, for inputs of 1024 x 1024 pixels."""
     return _load("build_sam").sam_model_registry[size]()
 
 
 def build_tiny() -> Any:
-    """A `Sam` of 4.5 million random weights for squares of 640 pixels, with 16 pixels a token."""
+    """A `Sam` of 4.5 million parameters with random weights, for inputs of 640 x 640 pixels, stride 16."""
     modeling = _load("modeling")
     grid = (_SIDE // _STRIDE, _SIDE // _STRIDE)
     return modeling.Sam(
@@ -58,6 +55,6 @@ def build_tiny() -> Any:
             iou_head_depth=3,
             iou_head_hidden_dim=_WIDTH,
         ),
-        pixel_mean=[_GREY] * 3,
-        pixel_std=[_RANGE] * 3,
+        pixel_mean=[_MEAN] * 3,
+        pixel_std=[_STD] * 3,
     ).eval()

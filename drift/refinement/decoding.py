@@ -1,4 +1,4 @@
-"""Asking a `Sam` for several objects of one frame at once: prompts to tensors, tensors to candidate masks."""
+"""Prompt tensors and mask prediction of `segment_anything.modeling.Sam` for several objects of a frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.refinement.prompts import Prompts
+from drift.refinement.sam_prompts import Prompts
 
 __all__ = [
     "MASK_STRIDE",
@@ -21,22 +21,23 @@ __all__ = [
     "candidates",
     "content_size",
     "embed",
+    "padded_square",
     "stacked",
     "without_padding",
 ]
 
 MASK_STRIDE = 4
-"""Pixels of a Sam's input to one of its mask prompts and masks."""
+"""Pixels of Segment Anything's input per pixel of its mask prompts and predicted masks."""
 
 
 class PromptTensors(NamedTuple):
-    """The prompts for several objects, in pixels of the Sam's input.
+    """Prompts of several objects, in pixels of Segment Anything's input.
 
     Attributes:
         boxes: left, top, right, bottom.
-        points, labels: x, y of each, and 1 inside, 0 outside, -1 for a place that holds no point.
-        logits: of the soft masks, on a square a quarter as large as the input; as if surely outside on its
-            padding.
+        points: x, y.
+        labels: 1 for points inside the object, 0 outside, -1 for padding.
+        logits: of the soft masks, on a square whose side is a quarter of the input's; low on the padding.
     """
 
     boxes: Float[Tensor, "objects 4"]
@@ -45,13 +46,13 @@ class PromptTensors(NamedTuple):
     logits: Float[Tensor, "objects 1 side side"]
 
     def to(self, device: torch.device) -> PromptTensors:
-        """The same on a device."""
-        return PromptTensors(*(one.to(device) for one in self))
+        """A copy on `device`."""
+        return PromptTensors(*(tensor.to(device) for tensor in self))
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """Which prompts are given."""
+    """Kinds of prompts that are passed to the prompt encoder."""
 
     boxes: bool = True
     points: bool = True
@@ -59,27 +60,29 @@ class Kinds:
 
 
 def content_size(frame: tuple[int, int], side: int) -> tuple[int, int]:
-    """Height and width of a frame whose longer side is made `side` pixels long, in whole pixels of its masks."""
+    """Height and width of a frame resized to a longer side of `side` pixels, in multiples of `MASK_STRIDE`."""
     scale = side / max(frame) / MASK_STRIDE
     return max(round(frame[0] * scale), 1) * MASK_STRIDE, max(round(frame[1] * scale), 1) * MASK_STRIDE
 
 
 def embed(sam: Any, frame: Float[Tensor, "3 height width"]) -> Float[Tensor, "1 width rows columns"]:
-    """The image embedding of an RGB frame in [0, 255], which serves all its objects."""
-    size = content_size((frame.shape[-2], frame.shape[-1]), sam.image_encoder.img_size)
+    """The image embedding of an RGB frame in [0, 255], computed in the encoder's data type, returned in float32."""
+    encoder = sam.image_encoder
+    size = content_size((frame.shape[-2], frame.shape[-1]), encoder.img_size)
     resized = F.interpolate(frame[None], size, mode="bilinear", align_corners=False, antialias=True)
-    return without_padding(sam.image_encoder, sam.image_encoder(sam.preprocess(resized)), size)
+    inputs = sam.preprocess(resized).to(next(encoder.parameters()).dtype)
+    return without_padding(encoder, encoder(inputs), size).float()
 
 
 def without_padding(
     encoder: Any, embeddings: Float[Tensor, "batch width rows columns"], content: tuple[int, int]
-) -> Float[Tensor, "batch width used_rows used_columns"]:
-    """Embeddings of the picture's own tokens, where an encoder sees nothing of the padding; else as they are.
+) -> Float[Tensor, "batch width content_rows content_columns"]:
+    """Crops embeddings to the frame, if the encoder's attribute `ignores_padding` is true.
 
     Args:
-        encoder: a Sam's image encoder, which may say that it `ignores_padding`.
-        embeddings: what it gave for padded pictures.
-        content: the pictures' height and width before they were padded.
+        encoder: Segment Anything's image encoder.
+        embeddings: of padded frames.
+        content: height and width of the frames before padding.
     """
     if not getattr(encoder, "ignores_padding", False):
         return embeddings
@@ -89,43 +92,42 @@ def without_padding(
 
 
 def stacked(prompts: Sequence[Prompts], side: int) -> PromptTensors:
-    """Several objects' prompts as tensors.
+    """Stacks the prompts of several objects on the CPU.
 
     Args:
-        prompts: each object's, with equally many places for points.
-        side: of the Sam's input in pixels.
+        prompts: per object, with equal numbers of points, padding included.
+        side: of Segment Anything's square input, in pixels.
     """
-    logits = torch.from_numpy(np.stack([one.logits for one in prompts]))
-    rows, columns = logits.shape[-2:]
-    square = side // MASK_STRIDE
-    padded = F.pad(logits, (0, square - columns, 0, square - rows), value=float(logits.amin()))
+    logits = torch.from_numpy(np.stack([prompt.logits for prompt in prompts]))
     return PromptTensors(
-        _finer(np.stack([one.box for one in prompts])),
-        _finer(np.stack([one.points for one in prompts])),
-        torch.from_numpy(np.stack([one.labels for one in prompts])),
-        padded[:, None],
+        _input_pixels(np.stack([prompt.box for prompt in prompts])),
+        _input_pixels(np.stack([prompt.points for prompt in prompts])),
+        torch.from_numpy(np.stack([prompt.labels for prompt in prompts])),
+        padded_square(logits[:, None], side // MASK_STRIDE, value=float(logits.amin())),
     )
 
 
-def _finer(places: np.ndarray) -> Tensor:
-    """Places on the masks' grid as pixels of the input; Sam adds the half pixel of a centre itself."""
-    return torch.from_numpy((places.astype(np.float32) + 0.5) * MASK_STRIDE - 0.5)
+def padded_square(maps: Tensor, side: int, *, value: float = 0.0) -> Tensor:
+    """Pads `(..., rows, columns)` at the bottom and on the right to `(..., side, side)`."""
+    return F.pad(maps, (0, side - maps.shape[-1], 0, side - maps.shape[-2]), value=value)
+
+
+def _input_pixels(coordinates: np.ndarray) -> Tensor:
+    """Converts coordinates on the mask grid to pixels of the input; SAM adds 0.5 for the pixel centre."""
+    return torch.from_numpy((coordinates.astype(np.float32) + 0.5) * MASK_STRIDE - 0.5)
 
 
 def candidates(
     sam: Any, embedding: Float[Tensor, "1 width rows columns"], prompts: PromptTensors, kinds: Kinds
-) -> tuple[Float[Tensor, "objects four mask_rows mask_columns"], Float[Tensor, "objects four"]]:
-    """The logits of a Sam's four masks for each object, and the IoU that it expects of each.
-
-    The first is the one that it gives where a prompt is taken to be clear, the others are its guesses where not.
-    """
-    given = prompts.points.shape[1] and kinds.points
+) -> tuple[Float[Tensor, "objects 4 mask_rows mask_columns"], Float[Tensor, "objects 4"]]:
+    """Logits and predicted IoU of the four masks per object: one for unambiguous prompts, three for ambiguous ones."""
+    has_points = prompts.points.shape[1] and kinds.points
     sparse, dense = sam.prompt_encoder(
-        points=(prompts.points, prompts.labels) if given else None,
+        points=(prompts.points, prompts.labels) if has_points else None,
         boxes=prompts.boxes if kinds.boxes else None,
         masks=prompts.logits if kinds.masks else None,
     )
-    rows, columns = embedding.shape[-2:]  # fewer than the prompts have, where padding is left out
+    rows, columns = embedding.shape[-2:]  # smaller than the prompt encoder's grid where padding is cropped
     masks, scores = sam.mask_decoder.predict_masks(
         image_embeddings=embedding,
         image_pe=sam.prompt_encoder.get_dense_pe()[..., :rows, :columns],

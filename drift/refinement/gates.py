@@ -1,4 +1,4 @@
-"""Which of several proposed masks is taken, if any: what agrees with the propagated one and has not jumped."""
+"""Selects a proposed mask for each object, or rejects them all: by IoU with the propagated mask and change of area."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from drift.errors import OptionError
 from drift.metrics.functional import jaccard
 from drift.options import non_negative, share
 
-__all__ = ["OUTCOMES", "Gates", "chosen"]
+__all__ = ["OUTCOMES", "Gates", "select"]
 
 OUTCOMES = ("refined", "disagrees", "jumps", "lost")
-"""What became of an object: its mask was taken, or not, as it has too little in common with the propagated one
-or is too much larger or smaller; or there was no propagated mask to refine."""
+"""Outcome of the refinement of an object: the proposed mask is accepted; rejected by `min_iou`; rejected by
+`max_area_change`; or the propagated mask is empty and nothing is proposed."""
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Past which a proposed mask is taken.
+    """Thresholds at which a proposed mask is accepted.
 
     Attributes:
-        min_iou: with the propagated mask, from 0 to 1.
-        max_area_change: how many times as large, or as small, it may be; 1 or more.
-        score_weight: how much of a proposal's worth is the score that its maker gives it, from 0 to 1; the rest
-            is its IoU with the propagated mask.
+        min_iou: minimum IoU with the propagated mask, in [0, 1].
+        max_area_change: maximum ratio between the areas of the proposed and the propagated mask, in either
+            direction; at least 1.
+        score_weight: weight of the proposer's own score in the choice between proposals, in [0, 1]; the IoU with
+            the propagated mask has the rest.
 
     Raises:
         OptionError: a value is out of range.
@@ -45,33 +46,36 @@ class Gates:
             raise OptionError("max_area_change", self.max_area_change, "a number, 1 or more")
 
 
-def chosen(
+def select(
     proposals: Bool[Tensor, "objects proposals rows columns"],
     scores: Float[Tensor, "objects proposals"],
     propagated: Bool[Tensor, "objects rows columns"],
     gates: Gates,
 ) -> tuple[list[int], list[str]]:
-    """Of each object's proposals the worthiest, and what becomes of it (one of `OUTCOMES`).
+    """The best proposal for each object and its outcome.
 
     Args:
         proposals: masks.
-        scores: what their maker thinks of each, in [0, 1].
-        propagated: the masks that they are to sharpen.
+        scores: the proposer's scores, in [0, 1].
+        propagated: the masks to refine, on the device of `proposals`.
         gates: see `Gates`.
+
+    Returns:
+        The index of the proposal with the highest weighted sum of IoU and score, and one of `OUTCOMES`, per object.
     """
     ious = jaccard(proposals, propagated[:, None].expand(proposals.shape))
-    worth = (1 - gates.score_weight) * ious + gates.score_weight * scores.to(ious).clamp(0, 1)
-    places = worth.argmax(1)
-    rows = torch.arange(len(places), device=places.device)
-    change = proposals[rows, places].sum((-2, -1)) / propagated.sum((-2, -1)).clamp(min=1)
+    ranking = (1 - gates.score_weight) * ious + gates.score_weight * scores.to(ious).clamp(0, 1)
+    best = ranking.argmax(1)
+    rows = torch.arange(len(best), device=best.device)
+    change = proposals[rows, best].sum((-2, -1)) / propagated.sum((-2, -1)).clamp(min=1)
     outcomes = [
-        _outcome(float(iou), float(factor), gates)
-        for iou, factor in zip(ious[rows, places], change, strict=True)
+        _outcome(iou, ratio, gates)
+        for iou, ratio in zip(ious[rows, best].tolist(), change.tolist(), strict=True)
     ]
-    return places.tolist(), outcomes
+    return best.tolist(), outcomes
 
 
-def _outcome(iou: float, change: float, gates: Gates) -> str:
-    if not 1 / gates.max_area_change <= change <= gates.max_area_change:
+def _outcome(iou: float, area_change: float, gates: Gates) -> str:
+    if not 1 / gates.max_area_change <= area_change <= gates.max_area_change:
         return "jumps"
     return "refined" if iou >= gates.min_iou and iou > 0 else "disagrees"

@@ -1,4 +1,4 @@
-"""Masks of objects that are shown by boxes and clicks, by the model that refines masks."""
+"""Segments objects that a user marks by boxes and points."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ __all__ = ["Segmenter", "mask_of_prompts"]
 
 
 class Segmenter(Protocol):
-    """Finds one object in a picture."""
+    """Segments an object from a prompt."""
 
     def segment(
         self, frame: UInt8[Tensor, "height width 3"], prompt: ObjectPrompt
     ) -> Bool[Tensor, "height width"]:
-        """The object that a prompt shows.
+        """The mask of the prompted object, which may be empty; on any device.
 
-        Raises:
-            InputError: it cannot be found by prompts of this kind.
+        Args:
+            frame: RGB, on any device.
+            prompt: box and points, in pixels of the frame.
         """
         ...
 
@@ -33,22 +34,27 @@ class Segmenter(Protocol):
 def mask_of_prompts(
     segmenter: Segmenter, frame: UInt8[np.ndarray, "height width 3"], prompts: Sequence[ObjectPrompt]
 ) -> UInt8[np.ndarray, "height width"]:
-    """The object ids that prompts show in a frame; where two objects meet, the smaller one has the pixel.
+    """Object ids of the prompted objects, 0 for the background. Where masks overlap, the smaller object is in front.
+
+    Args:
+        segmenter: segments each object.
+        frame: RGB.
+        prompts: boxes and points, in pixels of the frame.
 
     Raises:
-        InputError: an object is not found; says which.
+        InputError: the mask of an object is empty.
     """
     picture = torch.from_numpy(frame)
-    found = []
+    masks = []
     for prompt in prompts:
         mask = segmenter.segment(picture, prompt).cpu().numpy()
         if not mask.any():
             raise InputError(
-                f"nothing was found where object {prompt.object_id} is shown; "
-                "give a box around it, more points, or a mask"
+                f"the prompt of object {prompt.object_id} gives an empty mask; give a box around the object, more "
+                "points, or a mask"
             )
-        found.append((int(mask.sum()), prompt.object_id, mask))
+        masks.append((int(mask.sum()), prompt.object_id, mask))
     ids = np.zeros(frame.shape[:2], dtype=np.uint8)
-    for _, object_id, mask in sorted(found, key=lambda one: -one[0]):
+    for _, object_id, mask in sorted(masks, key=lambda area_id_mask: -area_id_mask[0]):
         ids[mask] = object_id
     return ids

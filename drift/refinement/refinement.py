@@ -1,4 +1,4 @@
-"""`Refinement`: what every way of sharpening masks has in common; the ways are `Proposer`s."""
+"""`Refinement`: gates and merges the masks that a `Proposer` proposes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.nn import functional as F
 from drift.options import choice, share
 from drift.propagation.labels import SoftLabels
 from drift.propagation.refiner import Refined
-from drift.refinement.gates import Gates, chosen
+from drift.refinement.gates import Gates, select
 from drift.refinement.prompted import Segmenter
 
-__all__ = ["Proposals", "Proposer", "Refinement", "merged"]
+__all__ = ["Proposals", "Proposer", "Refinement", "merge"]
 
-_LEAST = 1e-4  # of probabilities whose logits are taken
+_EPSILON = 1e-4  # probabilities are clamped to [ε, 1 - ε] before their logits are taken
 
 
 class Proposals(NamedTuple):
-    """Masks proposed for several objects, on a grid of the proposer's own that covers the whole frame.
+    """Masks proposed for several objects, on the proposer's grid.
 
     Attributes:
-        probabilities: of each mask's pixels.
-        scores: what the proposer thinks of each mask, in [0, 1].
+        probabilities: per pixel, in [0, 1].
+        scores: the proposer's score of each mask, in [0, 1].
     """
 
     probabilities: Float[Tensor, "objects proposals rows columns"]
@@ -33,10 +33,10 @@ class Proposals(NamedTuple):
 
 
 class Proposer(Segmenter, Protocol):
-    """Proposes masks for objects that are roughly known, or shown by boxes and clicks."""
+    """Proposes masks for objects with a propagated mask, and segments objects from box and point prompts."""
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the grid on which masks are taken and proposed for frames of this height and width."""
+        """Rows and columns of the grid, which covers the whole frame, for frames of this height and width."""
         ...
 
     def propose(
@@ -45,24 +45,27 @@ class Proposer(Segmenter, Protocol):
         probabilities: Float[Tensor, "channels rows columns"],
         objects: list[int],
     ) -> Proposals:
-        """Masks for each of `objects`.
+        """Proposes masks.
 
         Args:
-            frame: RGB.
-            probabilities: on the grid, background first.
-            objects: channels, each with at least one pixel that is more probably it than not.
+            frame: RGB, on any device.
+            probabilities: on the grid, background first, on any device.
+            objects: channels to refine; each is above 0.5 in at least one pixel.
+
+        Returns:
+            Proposals on the device of `probabilities`.
         """
         ...
 
 
 class Refinement(nn.Module):
-    """Has masks proposed for all objects of a frame, takes those that pass the gates, and settles who has what pixel.
+    """Refines the masks of a frame: proposes masks, rejects those that fail the gates, and resolves overlaps.
 
     Args:
-        proposer: proposes them.
-        gates: what is taken.
-        trust: how much a mask that is taken counts, from 0 to 1; the rest is the propagated mask.
-        feedback: whether refined masks are remembered; see `Refiner`.
+        proposer: proposes masks.
+        gates: thresholds at which a proposed mask is accepted.
+        trust: weight of an accepted mask's logits, in [0, 1]; the propagated mask's logits have the rest.
+        feedback: see `Refiner`.
 
     Raises:
         OptionError: an option is not allowed.
@@ -83,55 +86,58 @@ class Refinement(nn.Module):
         grid = self.proposer.grid(labels.frame_size)
         coarse = F.interpolate(propagated[None], grid, mode="area")[0]
         given = set() if labels.given is None else set(labels.given.unique().tolist())
-        open_ones = [n for n, i in enumerate(labels.object_ids, start=1) if i not in given]
+        candidates = [n for n, i in enumerate(labels.object_ids, start=1) if i not in given]
         present = labels.present(propagated)
-        seen = present & (coarse[1:] > 0.5).flatten(1).any(1)
-        asked = [n for n in open_ones if seen[n - 1]]
-        outcomes = ["lost"] * (len(open_ones) - len(asked))
-        if not asked:
-            return Refined(propagated, tuple(outcomes))
-        proposals = self.proposer.propose(frame, coarse, asked)
-        places, judged = chosen(
-            proposals.probabilities > 0.5, proposals.scores, coarse[asked] > 0.5, self.gates
+        visible = (present & (coarse[1:] > 0.5).flatten(1).any(1)).tolist()
+        objects = [n for n in candidates if visible[n - 1]]
+        lost = ["lost"] * (len(candidates) - len(objects))
+        if not objects:
+            return Refined(propagated, tuple(lost))
+        proposals = self.proposer.propose(frame, coarse, objects)
+        best, outcomes = select(
+            proposals.probabilities > 0.5, proposals.scores, coarse[objects] > 0.5, self.gates
         )
-        taken = [row for row, outcome in enumerate(judged) if outcome == "refined"]
-        if taken:
-            channels = [asked[row] for row in taken]
-            sharp = proposals.probabilities[taken, [places[row] for row in taken]]
-            mixed = _mixed(coarse[channels], sharp, self.trust)
-            full = F.interpolate(mixed[None], labels.frame_size, mode="bilinear", align_corners=False)[0]
-            propagated[1:][~present] = 0  # what is absent claims nothing
-            propagated = merged(propagated, full, channels)
-        return Refined(propagated, (*outcomes, *judged))
+        accepted = [row for row, outcome in enumerate(outcomes) if outcome == "refined"]
+        if accepted:
+            channels = [objects[row] for row in accepted]
+            masks = proposals.probabilities[accepted, [best[row] for row in accepted]]
+            masks = _mixed(coarse[channels], masks, self.trust)
+            masks = F.interpolate(masks[None], labels.frame_size, mode="bilinear", align_corners=False)[0]
+            propagated[1:][~present] = 0  # absent objects take no pixels
+            propagated = merge(propagated, masks, channels)
+        return Refined(propagated, (*lost, *outcomes))
 
 
-def _mixed(propagated: Tensor, sharp: Tensor, trust: float) -> Tensor:
-    """Between both by their logits: a mask that is sure has the say over one that is not."""
+def _mixed(propagated: Tensor, proposed: Tensor, trust: float) -> Tensor:
+    """Linear interpolation of logits, in which the more confident of two masks prevails."""
     if trust == 1:
-        return sharp
-    own, other = (mask.clamp(_LEAST, 1 - _LEAST).logit() for mask in (propagated, sharp))
-    return torch.lerp(own, other, trust).sigmoid()
+        return proposed
+    start, end = (mask.clamp(_EPSILON, 1 - _EPSILON).logit() for mask in (propagated, proposed))
+    return torch.lerp(start, end, trust).sigmoid()
 
 
-def merged(
+def merge(
     propagated: Float[Tensor, "channels height width"],
-    sharp: Float[Tensor, "objects height width"],
+    refined: Float[Tensor, "objects height width"],
     objects: list[int],
 ) -> Float[Tensor, "channels height width"]:
-    """Propagated probabilities in which some objects' are replaced, each pixel's channels still summing to 1.
+    """Replaces the probabilities of some objects and resolves overlaps.
 
-    Each pixel is one object's or the background's: that object's whose claim, times its propagated
-    probability, is the highest.
+    A pixel belongs to the background and to the one object for which the product of the object's probability
+    against the background alone (`refined`, where given) and its propagated probability is highest.
 
     Args:
-        propagated: background first.
-        sharp: probabilities of the refined objects, each for itself.
-        objects: their channels.
+        propagated: background first; the channels of a pixel sum to 1.
+        refined: probabilities of each refined object against the background.
+        objects: channels of the refined objects.
+
+    Returns:
+        Probabilities, background first; the channels of a pixel sum to 1.
     """
     with_background = propagated[:1] + propagated[1:]
-    claims = propagated[1:] / with_background.clamp(min=1e-6)  # each beside the background alone
-    claims[[n - 1 for n in objects]] = sharp
-    worth = claims * (propagated[1:] + 1e-3)
-    owned = worth == worth.amax(0, keepdim=True)  # argmax over few channels is many times slower
-    shared = torch.where(owned, claims / owned.sum(0, keepdim=True), 0.0)
-    return torch.cat([1 - shared.sum(0, keepdim=True), shared])
+    alone = propagated[1:] / with_background.clamp(min=1e-6)
+    alone[[n - 1 for n in objects]] = refined
+    ranking = alone * (propagated[1:] + 1e-3)
+    owned = ranking == ranking.amax(0, keepdim=True)  # argmax over few channels is many times slower
+    foreground = torch.where(owned, alone / owned.sum(0, keepdim=True), 0.0)
+    return torch.cat([1 - foreground.sum(0, keepdim=True), foreground])

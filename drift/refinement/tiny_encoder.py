@@ -1,4 +1,4 @@
-"""The image encoder of the embedded Segment Anything model: convolutions of EfficientNet-lite0's layout."""
+"""Image encoder of the embedded Segment Anything model, with the layers of EfficientNet-lite0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Block", "TinyImageEncoder"]
 
 
 class _Stage(NamedTuple):
-    """Blocks of one width; the first of them strides."""
+    """Blocks of equal width; `stride` is that of the first block."""
 
     blocks: int
     kernel: int
@@ -31,15 +31,15 @@ _STAGES = (
     _Stage(4, 5, 2, 6, 192),
     _Stage(1, 3, 1, 6, 320),
 )
-"""EfficientNet-lite0 (Tan and Le, 2019): strides of 2 after the stem, then 4, 8, 16 and 32 pixels."""
-_STRIDE = 16  # pixels per token of the embedding
+"""EfficientNet-lite0 (Tan and Le, 2019): stride 2 after the stem, then 2, 4, 8, 16, 16, 32, 32."""
+_STRIDE = 16  # pixels per embedding token
 _COARSEST = 32
 _MIXERS = 4
 _INNER = 192  # channels of the mixers
 
 
 class _SamePadded(nn.Conv2d):
-    """A convolution that pads as TensorFlow's SAME does for even sides: with a stride of 2, less before."""
+    """Convolution with the padding of TensorFlow's SAME mode for inputs of even size."""
 
     def forward(self, features: Tensor) -> Tensor:
         total = self.kernel_size[0] - self.stride[0]
@@ -50,7 +50,7 @@ class _SamePadded(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted residual: expand, filter each channel, project. Norms are part of the weights."""
+    """Inverted residual: expansion, depthwise convolution, projection. Batch norms are folded into the weights."""
 
     def __init__(self, width_in: int, width: int, *, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class _Mixer(nn.Module):
-    """Lets each token look 3 tokens around it: a wide filter of each channel, then all channels together."""
+    """ConvNeXt-like residual block: 7 x 7 depthwise convolution, norm, pointwise MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,22 +78,20 @@ class _Mixer(nn.Module):
         self.narrow = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Of unchanged shape."""
+        """`(batch, width, rows, columns)` to the same shape."""
         return tokens + self.narrow(F.gelu(self.widen(self.norm(self.filter(tokens)))))
 
 
 class TinyImageEncoder(nn.Module):
-    """Four strides' features, added up on a grid of 16 pixels a token.
-
-    Takes what `Sam.preprocess` gives, and computes nothing for the rows and columns that it padded.
+    """Sums features of strides 4, 8, 16 and 32 at stride 16, and mixes them. Padded rows and columns are skipped.
 
     Args:
-        img_size: side of the square that frames are padded to, in pixels; a multiple of 32.
+        img_size: side of the padded square input, in pixels; a multiple of 32.
         width: channels of the embedding.
     """
 
     ignores_padding = True
-    mends_masks = True  # its recipe always shows it a mask: without one it is lost
+    needs_mask_prompt = True  # every training example has one
 
     def __init__(self, *, img_size: int, width: int) -> None:
         super().__init__()
@@ -120,7 +118,7 @@ class TinyImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 side side"]
     ) -> Float[Tensor, "batch width rows columns"]:
-        """The embedding of images whose padding, below and to the right, is exactly 0; it is 0 there."""
+        """Embedding of preprocessed images, padded with 0 at the bottom and on the right; 0 on the padding."""
         rows, columns = (_used(images, dim) for dim in (-2, -1))
         tokens = self._tokens(images[..., :rows, :columns])
         side = self.img_size // _STRIDE
@@ -140,7 +138,7 @@ class TinyImageEncoder(nn.Module):
 
 
 def _used(images: Tensor, dim: int) -> int:
-    """How many rows (`dim` -2) or columns (-1) hold a picture, up to a multiple of the coarsest stride."""
+    """Rows (`dim` -2) or columns (-1) without the padding, rounded up to a multiple of the coarsest stride."""
     other = -1 if dim == -2 else -2
     filled = (images != 0).any(other).flatten(0, 1).any(0).nonzero()
     last = int(filled[-1]) + 1 if len(filled) else 1

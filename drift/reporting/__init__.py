@@ -1,1 +1,1 @@
-"""What a run leaves behind: masks, overlay videos, results, attention maps, dashboards."""
+"""Outputs of a run besides masks: results, figures, attention maps, the HTML report and dashboards."""

@@ -1,9 +1,8 @@
-"""Where every place of a frame looks, at low resolution: `attention/CLIP.npz`, which the report's viewer shows."""
+"""Low-resolution attention maps of all cells of a frame, for the report's viewer: `attention/CLIP.npz`."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,48 +15,50 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MOST_LAYERS", "AttentionMaps", "gathered_maps", "jpeg", "load_maps", "save_maps"]
+from drift.formats.writer import atomic_path
 
-_CELLS = 24  # along the longer side
-MOST_LAYERS = 4
-"""How many layers' attention is shown."""
+__all__ = ["MAX_LAYERS", "AttentionMaps", "compute_maps", "jpeg", "load_maps", "save_maps"]
 
-_AT_ONCE = 2_400_000  # weights of a head: those of 24 queries for 480p frames and 15 in memory
+_CELLS = 24  # along the longer side of the frame
+MAX_LAYERS = 4
+"""Maximum number of layers in figures and maps."""
+
+_BATCH_WEIGHTS = 2_400_000  # attention weights per head and batch: 24 queries at 480p with 15 memory frames
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where the cells of a frame look, on a coarse grid.
+    """Attention of all cells of a coarse grid on the target frame.
 
     Attributes:
-        frame_index: of the target frame.
-        memory_indices: of the memory frames that are shown.
-        pictures: JPEGs of the target and of the memory frames, in this order.
-        layers: by layer, for each cell of the target (row by row) and each memory frame how much each of its cells
-            is attended: the square root, 255 for the query's strongest.
-        shares: by layer, which part of its attention each cell has on each memory frame.
-        grid: rows and columns of cells.
+        frame_index: index of the target frame.
+        memory_indices: indices of the memory frames.
+        images: JPEGs of the target frame and of the memory frames, in this order.
+        layers: per layer, the attention of each target cell (in row-major order) on each cell of the memory
+            frames, as the square root scaled to 255 at the maximum of the target cell.
+        frame_weights: per layer, the attention of each target cell summed over each memory frame, in [0, 1].
+        grid: rows and columns of the grid.
     """
 
     frame_index: int
     memory_indices: Sequence[int]
-    pictures: Sequence[bytes]
+    images: Sequence[bytes]
     layers: Mapping[str, UInt8[np.ndarray, "cells frames rows columns"]]
-    shares: Mapping[str, Float[np.ndarray, "cells frames"]]
+    frame_weights: Mapping[str, Float[np.ndarray, "cells frames"]]
     grid: tuple[int, int]
 
 
-def gathered_maps(
+def compute_maps(
     attention: Callable[[Sequence[tuple[int, int]]], dict[str, Tensor]],
     size: tuple[int, int],
-    shown: Sequence[int],
+    frames: Sequence[int],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[int, int]]:
-    """`layers`, `shares` and `grid` of `AttentionMaps`.
+    """Computes `layers`, `frame_weights` and `grid` of `AttentionMaps`.
 
     Args:
-        attention: the attention of pixels (row, column), by layer `(pixels, frames, rows, columns)`.
-        size: height and width of the frame.
-        shown: places of the memory frames that are shown.
+        attention: returns the attention of pixels (row, column) per layer, `(pixels, frames, rows, columns)`.
+        size: height and width of the target frame.
+        frames: positions of the memory frames to keep.
     """
     scale = _CELLS / max(size)
     rows, columns = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
@@ -67,66 +68,65 @@ def gathered_maps(
         for c in range(columns)
     ]
     maps: dict[str, list[Tensor]] = {}
-    shares: dict[str, list[Tensor]] = {}
-    done, at_once = 0, 1  # the first one tells how large a query's attention is
-    while done < len(pixels):
-        found = attention(pixels[done : done + at_once])
-        done += at_once
-        at_once = max(1, _AT_ONCE // max(weights[0].numel() for weights in found.values()))
-        for layer, weights in list(found.items())[:MOST_LAYERS]:
-            weights = weights[:, list(shown)]
+    frame_weights: dict[str, list[Tensor]] = {}
+    start, batch = 0, 1  # the first query gives the number of weights per query
+    while start < len(pixels):
+        by_layer = attention(pixels[start : start + batch])
+        start += batch
+        batch = max(1, _BATCH_WEIGHTS // max(weights[0].numel() for weights in by_layer.values()))
+        for layer, weights in list(by_layer.items())[:MAX_LAYERS]:
+            weights = weights[:, list(frames)]
             pooled = F.adaptive_avg_pool2d(weights, (rows, columns))
-            strongest = pooled.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-            maps.setdefault(layer, []).append(((pooled / strongest).sqrt() * 255).round().to(torch.uint8))
-            shares.setdefault(layer, []).append(weights.sum((2, 3)))
-    joined = {layer: torch.cat(parts).numpy() for layer, parts in maps.items()}
-    return joined, {layer: torch.cat(parts).numpy() for layer, parts in shares.items()}, (rows, columns)
+            maximum = pooled.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            maps.setdefault(layer, []).append(((pooled / maximum).sqrt() * 255).round().to(torch.uint8))
+            frame_weights.setdefault(layer, []).append(weights.sum((2, 3)))
+    return _joined(maps), _joined(frame_weights), (rows, columns)
+
+
+def _joined(batches: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
+    return {layer: torch.cat(list(tensors)).numpy() for layer, tensors in batches.items()}
 
 
 def save_maps(path: Path, maps: AttentionMaps) -> None:
-    """Writes maps, whole or not at all."""
+    """Writes the maps atomically as a compressed npz file."""
     arrays: dict[str, Any] = {
-        f"picture{place}": np.frombuffer(one, np.uint8) for place, one in enumerate(maps.pictures)
+        f"image{index}": np.frombuffer(image, np.uint8) for index, image in enumerate(maps.images)
     }
-    for place, layer in enumerate(maps.layers):
-        arrays[f"map{place}"] = maps.layers[layer]
-        arrays[f"share{place}"] = maps.shares[layer].astype(np.float16)
+    for index, layer in enumerate(maps.layers):
+        arrays[f"map{index}"] = maps.layers[layer]
+        arrays[f"weights{index}"] = maps.frame_weights[layer].astype(np.float16)
     arrays |= {
         "frame_index": np.array(maps.frame_index),
         "memory_indices": np.array(maps.memory_indices, dtype=np.int64),
         "layers": np.array(list(maps.layers)),
         "grid": np.array(maps.grid),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            **arrays,
-        )
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def load_maps(path: Path) -> AttentionMaps:
-    """What `save_maps` wrote."""
-    with np.load(path) as kept:
-        names = [str(name) for name in kept["layers"]]
-        memory = kept["memory_indices"].tolist()
-        rows, columns = kept["grid"].tolist()
+    """Reads a file written by `save_maps`."""
+    with np.load(path) as arrays:
+        names = [str(name) for name in arrays["layers"]]
+        memory = arrays["memory_indices"].tolist()
+        rows, columns = arrays["grid"].tolist()
         return AttentionMaps(
-            frame_index=int(kept["frame_index"]),
+            frame_index=int(arrays["frame_index"]),
             memory_indices=memory,
-            pictures=[kept[f"picture{place}"].tobytes() for place in range(len(memory) + 1)],
-            layers={name: kept[f"map{place}"] for place, name in enumerate(names)},
-            shares={name: kept[f"share{place}"].astype(np.float32) for place, name in enumerate(names)},
+            images=[arrays[f"image{index}"].tobytes() for index in range(len(memory) + 1)],
+            layers={name: arrays[f"map{index}"] for index, name in enumerate(names)},
+            frame_weights={
+                name: arrays[f"weights{index}"].astype(np.float32) for index, name in enumerate(names)
+            },
             grid=(rows, columns),
         )
 
 
-def jpeg(picture: UInt8[np.ndarray, "height width 3"], *, longer_side: int) -> bytes:
-    """An RGB picture as a JPEG whose longer side is at most so many pixels."""
-    image = Image.fromarray(picture)
-    image.thumbnail((longer_side, longer_side))
+def jpeg(image: UInt8[np.ndarray, "height width 3"], *, max_side: int) -> bytes:
+    """Encodes an RGB image as JPEG, downscaled so that no side exceeds `max_side` pixels."""
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
+    thumbnail.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The files of one clip, written and scored in a thread while the model works on later frames."""
+"""Writes and scores the frames of one clip in a background thread."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ _SAVED_EVERY = 10.0  # seconds
 
 @dataclass
 class ClipOutput:
-    """Takes a clip's segmented frames in order; use it in a `with` block.
+    """Context manager that takes the segmented frames of a clip in order.
 
     Attributes:
-        clip: what is segmented.
-        folder: where to write.
-        score: takes the scores of frames that have a true mask.
-        kept: the file of the clip's progress.
-        earlier: how far an earlier run came: what it did is read, and not done again.
-        stopwatch: counts the stages `write` and `score`, in the writer's thread.
+        clip: the clip.
+        folder: output folder of the run.
+        score: metric that is updated with every frame that has a ground-truth mask.
+        progress_file: progress file of the clip, for resuming.
+        earlier: progress of the run that is resumed. Its masks and points are read back, not computed again.
+        stopwatch: times the stages `write` and `score` in the background thread.
     """
 
     clip: Clip
     folder: OutputFolder
     score: DavisScore
-    kept: ProgressFile
+    progress_file: ProgressFile
     earlier: ClipProgress = field(default_factory=ClipProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __enter__(self) -> ClipOutput:
         formats, done = self.folder.formats, self.earlier.done
-        is_whole = done == len(self.clip) and set(formats) <= set(self.earlier.formats)
+        complete = done == len(self.clip) and set(formats) <= set(self.earlier.formats)
         with ExitStack() as stack:
-            self._writers = [] if is_whole else make_writers(formats, self.clip, self.folder.root, done=done)
+            self._writers = [] if complete else make_writers(formats, self.clip, self.folder.root, done=done)
             if self.folder.pictures(self.clip):
                 indices = sampled_indices(self.clip, self.folder.sampled_frames)
                 self._writers.append(SampledFrames(self.folder.samples(self.clip), self.clip, indices))
             for writer in self._writers:
                 stack.callback(writer.close)
             if done:
-                self._again()
+                self._replay()
             self._stack = stack.pop_all()
         self._saved_at = time.monotonic()
         self._consumer = BackgroundConsumer[Callable[[], object]](lambda job: job())
-        # Its number of threads is settled when PyTorch is first asked, which the kernel's workers must not be before.
+        # PyTorch sets a thread's pool size at its first call; this must happen before the kernel starts its workers.
         self._consumer.put(torch.get_num_threads)
         return self
 
@@ -75,7 +75,7 @@ class ClipOutput:
             try:
                 self._consumer.close()
             except BaseException:
-                if error is None:  # else the first error is the one to tell
+                if error is None:  # otherwise the error of the block takes precedence
                     raise
 
     def add(self, segmented: SegmentedFrame) -> None:
@@ -83,24 +83,24 @@ class ClipOutput:
         self._consumer.put(lambda: self._write(segmented))
 
     def keep(self, progress: Callable[[], ClipProgress], state: Callable[[], TrackerState]) -> None:
-        """Keeps how far the clip has come with all frames that were added, where that has not been done for a while.
+        """Saves a checkpoint after the frames added so far, at most once every 10 seconds.
 
         Args:
-            progress: gives the figures.
-            state: gives the tracker's state.
+            progress: returns the progress of the clip.
+            state: returns the state of the tracker.
         """
         now = time.monotonic()
         if "masks" not in self.folder.formats or now - self._saved_at < _SAVED_EVERY:
             return
         self._saved_at = now
-        kept = replace(progress(), formats=tuple(self.folder.formats), tracker=state())
-        self._consumer.put(lambda: self.kept.save(kept))
+        checkpoint = replace(progress(), formats=tuple(self.folder.formats), tracker=state())
+        self._consumer.put(lambda: self.progress_file.save(checkpoint))
 
     def finish(self, progress: ClipProgress) -> None:
-        """Keeps that the clip is done. Call it when the block is left."""
+        """Marks the clip as complete. Call it after the `with` block."""
         if "masks" in self.folder.formats:
-            whole = replace(progress, done=len(self.clip), formats=tuple(self.folder.formats), tracker=None)
-            self.kept.save(whole)
+            formats = tuple(self.folder.formats)
+            self.progress_file.save(replace(progress, done=len(self.clip), formats=formats, tracker=None))
 
     def _write(self, segmented: SegmentedFrame) -> None:
         with self.stopwatch.stage("write"):
@@ -121,24 +121,24 @@ class ClipOutput:
                     objects=tuple(segmented.objects),
                 )
 
-    def _again(self) -> None:
-        """Gives the writers and the score what an earlier run found, from the masks and points that it left."""
-        anew = [writer for writer in self._writers if not writer.goes_on]
-        frames = iter(self.clip.frames) if anew else None
-        points = points_by_frame(self.folder.keypoints(self.clip)) if self.clip.keypoints else iter(())
-        upcoming = next(points, None)
+    def _replay(self) -> None:
+        """Feeds the masks and points of the earlier run to the score and to the writers that cannot resume."""
+        writers = [writer for writer in self._writers if not writer.resumable]
+        frames = iter(self.clip.frames) if writers else None
+        rows = points_by_frame(self.folder.keypoints(self.clip)) if self.clip.keypoints else iter(())
+        next_row = next(rows, None)
         objects: tuple[int, ...] = ()
         for index in range(self.earlier.done):
             if index in self.clip.given:
-                there = (int(one) for one in np.unique(self.clip.given[index]) if one)
-                objects += tuple(one for one in there if one not in objects)
+                given = np.unique(self.clip.given[index]).tolist()
+                objects += tuple(i for i in given if i and i not in objects)
             name = self.clip.frame_names[index]
             mask = read_mask(self.folder.masks(self.clip) / f"{name}.png")
             frame = next(frames) if frames is not None else np.zeros((*mask.shape, 3), np.uint8)
-            shown: tuple[TrackedPoint, ...] = ()
-            if upcoming is not None and upcoming[0] == index:
-                shown, upcoming = upcoming[1], next(points, None)
-            segmented = SegmentedFrame(index, name, self.clip.time(index), frame, mask, objects, shown)
-            for writer in anew:
+            points: tuple[TrackedPoint, ...] = ()
+            if next_row is not None and next_row[0] == index:
+                points, next_row = next_row[1], next(rows, None)
+            segmented = SegmentedFrame(index, name, self.clip.time(index), frame, mask, objects, points)
+            for writer in writers:
                 writer.add(segmented)
             self._score(segmented)

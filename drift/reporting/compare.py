@@ -1,4 +1,4 @@
-"""Several runs side by side in one page: `python -m drift.reporting.compare RUN RUN ... [--output FILE]`."""
+"""Compares runs on one HTML page: `python -m drift.reporting.compare RUN RUN ... [--output FILE]`."""
 
 from __future__ import annotations
 
@@ -20,57 +20,56 @@ _COLUMNS = {"J&F": 3, "J": 3, "F": 3, "seconds_per_frame": 2, "adaptation_second
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> None:
-    """Writes a page of several runs; scores, configurations and clips that differ stand beside each other.
+    """Writes a page with the scores, differing configuration keys, curves and frames of several runs.
+
+    Args:
+        folders: output folders of the runs.
+        path: path of the HTML file.
 
     Raises:
-        InputError: a folder is no run's.
+        InputError: a folder is not the output folder of a run.
         OSError: the page cannot be written.
     """
     runs = [read_run(folder) for folder in folders]
     names = _names(runs)
+    named = list(zip(names, runs, strict=True))
     clips = list(dict.fromkeys(name for run in runs for name in run.results["sequences"]))
     write_page(
         path,
         "compare.html",
-        ["compare.js"],
-        {
-            "runs": [
-                {"name": name, "clips": run.clips(attention=False)}
-                for name, run in zip(names, runs, strict=True)
-            ]
-        },
+        "compare.js",
+        {"runs": [{"name": name, "clips": run.clips(attention=False)} for name, run in named]},
         runs=names,
         run_columns=["run", "J&F", "J", "F", "s/frame", "adapt s"],
-        run_rows=[
-            [
-                Cell(name, name),
-                *(score_cell(run.results.get(key), digits) for key, digits in _COLUMNS.items()),
-            ]
-            for name, run in zip(names, runs, strict=True)
-        ],
+        run_rows=[[Cell(name, name), *_run_cells(run.results)] for name, run in named],
         differences=_differences(runs),
         rows=[[Cell(clip, clip), *_clip_cells(clip, runs)] for clip in clips],
     )
 
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
-    """Folder names; those that are not unique are numbered."""
+    """Folder names; duplicates are numbered."""
     names = [run.name for run in runs]
     return [
-        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
-        for place, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
     ]
 
 
 def _differences(runs: Sequence[RunFiles]) -> list[list[str]]:
-    settings = [settings_that_count(run.results.get("config", {})) for run in runs]
-    keys = list(dict.fromkeys(key for one in settings for key in one))
-    rows = [[key, *(_shown(one.get(key)) for one in settings)] for key in keys]
+    """Rows of a configuration key and its value in each run, for keys whose values differ."""
+    configs = [settings_that_count(run.results.get("config", {})) for run in runs]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    rows = [[key, *(_text(config.get(key)) for config in configs)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _shown(value: str | None) -> str:
+def _text(value: str | None) -> str:
     return "not set" if value is None else str(json.loads(value))
+
+
+def _run_cells(results: Mapping[str, Any]) -> list[Cell]:
+    return [score_cell(results.get(key), digits) for key, digits in _COLUMNS.items()]
 
 
 def _clip_cells(clip: str, runs: Sequence[RunFiles]) -> list[Cell]:
@@ -90,13 +89,17 @@ def _score(results: Mapping[str, Any], clip: str) -> float | None:
 
 
 def main() -> int:
-    """Writes the page."""
+    """Runs the command and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m drift.reporting.compare",
-        description="Puts several runs side by side in one HTML page.",
+        description="Compares several runs on one HTML page.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="output.dir of each run of evaluate.py")
-    parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (compare.html)")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="output.dir of a run of evaluate.py"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("compare.html"), help="HTML file (default: %(default)s)"
+    )
     options = parser.parse_args()
     try:
         write_comparison(options.runs, options.output)

@@ -1,4 +1,4 @@
-"""A picture of head weights: layers down, heads across."""
+"""Heat map of head weights: one row per layer, one column per head."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ __all__ = ["draw_head_weights"]
 
 
 def draw_head_weights(weights: Mapping[str, Sequence[float]], *, title: str) -> Image.Image:
-    """A heat map; layers may differ in their number of heads.
+    """Draws a heat map; layers may have different numbers of heads.
 
     Args:
-        weights: by layer, one for each head; over all layers they sum to 1.
-        title: above it.
+        weights: weight of each head per layer; the weights of all layers sum to 1.
+        title: title of the figure.
+
+    Returns:
+        An RGB image.
     """
-    heads = max(len(one) for one in weights.values())
-    values = np.full((len(weights), heads), np.nan)
-    for row, one in enumerate(weights.values()):
-        values[row, : len(one)] = one
+    heads = max(len(row) for row in weights.values())
+    values = np.array([[*row, *[np.nan] * (heads - len(row))] for row in weights.values()])
     figure = Figure(figsize=(2.6 + 0.75 * heads, 1.2 + 0.55 * len(weights)), layout="constrained", dpi=110)
     canvas = FigureCanvasAgg(figure)
     axis = figure.subplots()

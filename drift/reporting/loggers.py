@@ -1,13 +1,12 @@
-"""The loggers behind `logger=`: made for a run that must go on whatever happens to its dashboard."""
+"""Loggers of the configuration group `logger`. A failing dashboard never stops a run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from drift.options import choice
@@ -19,51 +18,50 @@ _FINISH_SECONDS = 120
 
 
 def no_logger() -> None:
-    """No logger at all."""
+    """Disables logging."""
     return None
 
 
 def wandb_logger(
     *, project: str, save_dir: str, name: str | None = None, mode: str = "auto"
 ) -> WandbLogger | None:
-    """A W&B run: online where someone is logged in, else offline, to be sent later with `wandb sync`.
+    """Starts a W&B run.
 
     Args:
         project: W&B project.
-        save_dir: where the run's files go.
-        name: of the run; None lets W&B choose.
-        mode: `auto`, `online` or `offline`. The variable `WANDB_MODE` goes before `auto`.
+        save_dir: folder of the run's files.
+        name: name of the run; None lets W&B choose one.
+        mode: `online`, `offline` (upload later with `wandb sync`) or `auto`: the value of `WANDB_MODE` if it is
+            set, else online if a user is logged in, else offline.
 
     Returns:
-        The logger; None, with a warning, where W&B cannot start.
+        The logger, or None (with a warning) if W&B cannot start.
     """
     choice("mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     modes: list[str] = []
-    with never_fatal("W&B cannot be used", "the run goes on without it"):
+    with never_fatal("W&B cannot be used", "the run continues without it"):
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
         modes = [mode, "offline"] if mode == "online" else [mode]
-    for place, one in enumerate(modes):
-        then = (
-            "the run goes on without it" if place == len(modes) - 1 else "it is kept offline, for wandb sync"
-        )
-        with never_fatal(f"W&B did not start {one}", then):
-            return _started(one, project=project, name=name, save_dir=save_dir)
+    for attempt in modes:
+        then = "the run continues without it" if attempt == modes[-1] else "logging offline for wandb sync"
+        with never_fatal(f"W&B did not start {attempt}", then):
+            return _start(attempt, project=project, name=name, save_dir=save_dir)
     return None
 
 
 def _logged_in() -> bool:
-    import wandb  # here: it takes seconds to import, and not every run has a dashboard
+    import wandb  # takes seconds to import
 
     return bool(wandb.login(prompt=False, verify=False))
 
 
-def _started(mode: str, **options: str | None) -> WandbLogger:
+def _start(mode: str, **options: str | None) -> WandbLogger:
     import wandb
 
-    # A W&B that is out of reach holds a run up for so long, and no longer; what is not sent stays in its folder.
+    # The timeouts bound the delay if W&B is unreachable; data that is not uploaded stays in the run's folder.
     settings = wandb.Settings(
         mode=mode,  # type: ignore[arg-type]
         silent=True,
@@ -73,44 +71,45 @@ def _started(mode: str, **options: str | None) -> WandbLogger:
         finish_timeout_raises=True,
     )
     logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
-    # Lightning hands it on, and W&B tells every user that it has no effect.
+    # Lightning passes this argument, and W&B warns that it has no effect.
     logger._wandb_init.pop("anonymous", None)
-    logger.experiment  # noqa: B018 - starts the run, here, where a failure can still be told
+    logger.experiment  # noqa: B018 - starts the run here, so that `never_fatal` catches failures
     return logger
 
 
 class GuardedLoggers:
-    """Hands things to a trainer's loggers; one kind of things that fails once is left out for the rest of the run.
+    """Calls loggers without propagating their errors.
 
-    No failure of a dashboard changes or ends a run.
+    A kind of data whose logging fails once is skipped for the rest of the run.
 
     Args:
-        trainer: whose loggers they are.
+        loggers: the loggers.
+        is_global_zero: whether this is the process of rank 0, the only one that logs.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, loggers: Sequence[Logger], *, is_global_zero: bool = True) -> None:
+        self._loggers, self._is_global_zero = loggers, is_global_zero
         self._failed: set[str] = set()
 
     def log(self, log: Callable[[Logger], None], *, kind: str = "figures") -> None:
-        """Calls `log` with each logger, in the process that has them."""
-        if self._trainer.is_global_zero and kind not in self._failed:
-            for logger in self._trainer.loggers:
+        """Calls `log` with each logger, in the process of rank 0 only."""
+        if self._is_global_zero and kind not in self._failed:
+            for logger in self._loggers:
                 self._guarded(kind, partial(log, logger))
 
     def finish(self, exit_code: int = 0) -> None:
-        """Saves what they hold, and ends W&B's run: else the next run of a sweep would go on in it."""
-        for logger in self._trainer.loggers:
+        """Saves all loggers and finishes the W&B run, so that the next run of a sweep does not log to it."""
+        for logger in self._loggers:
             self._guarded("end", logger.save)
-            if isinstance(logger, WandbLogger) and self._trainer.is_global_zero:
+            if isinstance(logger, WandbLogger) and self._is_global_zero:
                 self._guarded("end", partial(_end_run, logger, exit_code))
 
     def _guarded(self, kind: str, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:  # whatever a dashboard's client raises
+        except Exception as error:  # clients raise many types
             if not self._failed:
-                warn("the dashboard failed", error)
+                warn("logging to the dashboard failed", error)
             self._failed.add(kind)
 
 

@@ -1,4 +1,4 @@
-"""What is only there to be looked at never ends a run, nor changes its results."""
+"""Turns errors of optional outputs, such as figures and dashboards, into warnings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["never_fatal", "warn"]
 
 
 @contextmanager
-def never_fatal(what: str, then: str = "the run goes on") -> Iterator[None]:
-    """Within it, an error becomes a warning of one line; the rest of the block is left out.
+def never_fatal(what: str, then: str = "the run continues") -> Iterator[None]:
+    """Context manager that prints an exception as a one-line warning and suppresses it.
 
     Args:
-        what: is missing then: "no report.html".
-        then: what becomes of the run.
+        what: what failed or is missing, e.g. "no report.html".
+        then: consequence for the run.
     """
     try:
         yield
-    except Exception as error:  # a full disk, a library that cannot draw it, a service that is out of reach
+    except Exception as error:  # e.g. a full disk, a drawing error or an unreachable service
         warn(what, error, then)
 
 
-def warn(what: str, error: Exception, then: str = "the run goes on") -> None:
-    """Prints one line on standard error: what failed, why, and what becomes of the run."""
+def warn(what: str, error: Exception, then: str = "the run continues") -> None:
+    """Prints one line to stderr: what failed, the reason in parentheses, and the consequence."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     print(f"warning: {what} ({reason}); {then}", file=sys.stderr)

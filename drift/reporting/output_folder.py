@@ -1,4 +1,4 @@
-"""Where a run writes what, and what it goes on from."""
+"""The output folder of a run: its paths, options and the progress it resumes from."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import numpy as np
 
 from drift.clip import Clip
 from drift.errors import OptionError
-from drift.formats.choosing import check_formats
+from drift.formats.registry import check_formats
 from drift.options import choice, whole_number
 from drift.resuming import ProgressFolder, settings_that_count
 
 __all__ = ["OutputFolder", "output_folder"]
 
-_MOST_POINTS = 8  # whose attention is shown: a figure of more rows cannot be read
+_MAX_POINTS = 8  # queries in the attention figure, to keep it readable
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Where a run writes.
+    """Paths and output options of a run.
 
     Attributes:
         root: `output.dir`.
-        formats: what is written of each clip, from `FORMATS`.
-        progress: how far earlier runs came.
-        attention_shown: whether the attention of pictured clips is shown.
-        attention_points: x and y of the queries whose attention is shown; None for those of objects and background.
-        sampled_frames: of how many frames of a pictured clip overlay and errors are kept for report and dashboard.
-        pictured_clips: of how many clips pictures are made.
-        pictured: the names of those clips; None for all.
+        formats: output formats per clip, from `FORMATS`.
+        progress: progress files of the clips, for resuming.
+        attention_shown: whether attention figures and maps are saved.
+        attention_points: x and y of the queries in the attention figure; None for the default queries.
+        sampled_frames: number of frames per clip whose overlay and errors are saved as images.
+        pictured_clips: maximum number of clips with images (attention and sampled frames).
+        pictured: names of those clips; None for all.
     """
 
     root: Path
@@ -47,58 +47,58 @@ class OutputFolder:
     pictured: Collection[str] | None = None
 
     def of(self, sequences: Sequence[str]) -> OutputFolder:
-        """The same for a data set's clips, evenly chosen ones of which are pictured."""
-        places = np.linspace(0, len(sequences) - 1, min(self.pictured_clips, len(sequences)))
-        return replace(self, pictured=frozenset(sequences[place] for place in places.round().astype(int)))
+        """Returns a copy in which `pictured_clips` evenly spaced sequences are pictured."""
+        indices = np.linspace(0, len(sequences) - 1, min(self.pictured_clips, len(sequences)))
+        return replace(self, pictured=frozenset(sequences[index] for index in indices.round().astype(int)))
 
     def pictures(self, clip: Clip) -> bool:
-        """Whether pictures of a clip are made."""
+        """Whether images of a clip are saved."""
         return self.pictured is None or clip.name in self.pictured
 
     def samples(self, clip: Clip) -> Path:
-        """The folder of a clip's sampled frames."""
+        """Folder of a clip's sampled frames."""
         return self.root / "samples" / clip.name
 
     def masks(self, clip: Clip) -> Path:
-        """The folder of a clip's indexed PNGs."""
+        """Folder of a clip's masks."""
         return self.root / "masks" / clip.name
 
     def overlay(self, clip: Clip) -> Path | None:
-        """The overlay video of a clip, where one is made."""
+        """Overlay video of a clip; None if `formats` does not include it."""
         return self.root / "overlays" / f"{clip.name}.mp4" if "overlay" in self.formats else None
 
     def attention(self, clip: Clip) -> Path:
-        """The attention figure of a clip."""
+        """Attention figure of a clip."""
         return self.root / "attention" / f"{clip.name}.png"
 
     def shown(self, clip: Clip) -> Path:
-        """The picture of what was made of a clip's boxes and clicks."""
+        """Image of a clip's box and click prompts and the masks predicted from them."""
         return self.root / "shown" / f"{clip.name}.png"
 
     def forget_pictures(self, clip: Clip) -> None:
-        """Removes what an earlier run left to be looked at of a clip that is begun anew."""
+        """Deletes the images of an earlier run for a clip that is tracked from the start."""
         attention = self.attention(clip)
         for path in (*self.samples(clip).glob("*.jpg"), attention, attention.with_suffix(".npz")):
             with suppress(OSError):
                 path.unlink()
 
     def keypoints(self, clip: Clip) -> Path:
-        """The table of a clip's keypoints."""
+        """Keypoint table of a clip."""
         return self.root / "keypoints" / f"{clip.name}.csv"
 
 
 def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
-    """The folder of a resolved configuration, nothing of which is touched yet.
+    """Validates the group `output` of a resolved configuration; neither creates nor changes files.
 
     Raises:
         OptionError: an option of `output` is not allowed.
-        InputError: what is there is to be gone on from, but comes from another configuration.
+        InputError: `output.resume` is set, but the folder comes from another configuration.
     """
     output = settings["output"]
     check_formats(output["formats"])
     choice("resume", output["resume"], (True, False))
     if output["resume"] and "masks" not in output["formats"]:
-        raise OptionError("formats", output["formats"], "with output.resume=true a list that has masks in it")
+        raise OptionError("formats", output["formats"], "with output.resume=true a list that includes masks")
     whole_number("sampled_frames", output["sampled_frames"], minimum=0)
     whole_number("pictured_clips", output["pictured_clips"], minimum=0)
     _check_points(output["attention_points"])
@@ -117,14 +117,16 @@ def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
 
 
 def _check_points(points: object) -> None:
-    allowed = f"null, or a list of at most {_MOST_POINTS} pixels [[x,y],...]"
     if points is None:
         return
-    if not isinstance(points, list) or not 0 < len(points) <= _MOST_POINTS:
-        raise OptionError("attention_points", points, allowed)
-    for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
-            raise OptionError("attention_points", points, allowed)
+    if not isinstance(points, list) or not 0 < len(points) <= _MAX_POINTS or not all(map(_is_point, points)):
+        raise OptionError(
+            "attention_points", points, f"null, or a list of at most {_MAX_POINTS} pixels [[x,y],...]"
+        )
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
 
 
 def _is_finite(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Progress on the terminal: one bar for clips, one for the frames of the clip in work."""
+"""Progress bars on the terminal: one for the clips, one for the frames of the current clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ProgressBars"]
 
 
 class _FramesPerSecond(ProgressColumn):
-    """Frames a second, or a blank where none is known yet."""
+    """Frames per second; blank until it can be estimated."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -29,11 +29,11 @@ class _FramesPerSecond(ProgressColumn):
 
 
 class ProgressBars:
-    """Bars while clips are in work, and one line that stays for each clip that is done.
+    """Transient progress bars, and one permanent line per finished clip.
 
     Args:
-        console: where to print.
-        enabled: whether bars are drawn; the lines of finished clips are printed all the same.
+        console: rich console.
+        enabled: whether bars are drawn; lines of finished clips are always printed.
     """
 
     def __init__(self, console: Console, *, enabled: bool = True) -> None:
@@ -52,21 +52,21 @@ class ProgressBars:
         self._frames: TaskID | None = None
 
     def start(self, clips: int) -> None:
-        """Draws the bar of `clips` clips."""
+        """Shows the bar of `clips` clips."""
         self._progress.start()
         self._clips = self._progress.add_task("clips", total=clips)
 
     def start_clip(self, name: str, frames: int) -> None:
-        """Draws a bar of a clip's frames."""
+        """Shows the bar of a clip's frames."""
         self._frames = self._progress.add_task(name, total=frames, is_clip=True)
 
     def frame_done(self) -> None:
-        """Moves the clip's bar on."""
+        """Advances the bar of the current clip."""
         if self._frames is not None:
             self._progress.advance(self._frames)
 
     def clip_done(self, line: str) -> None:
-        """Removes the clip's bar and prints `line`."""
+        """Removes the bar of the current clip and prints `line`."""
         if self._frames is not None:
             self._progress.remove_task(self._frames)
         if self._clips is not None:

@@ -1,4 +1,4 @@
-"""The pixels whose attention is shown: of each object, of each point that is followed, and of the background."""
+"""Query pixels of the attention figure: one per object, per tracked point and for the background."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from drift.propagation.keypoints import TrackedPoint
 
 __all__ = ["QueryPoint", "chosen_points", "default_points"]
 
-_MOST = 5  # objects and points; a figure of more rows cannot be read
+_MAX_POINTS = 5  # objects and tracked points, to keep the figure readable
 
 
 class QueryPoint(NamedTuple):
-    """A pixel whose attention is shown.
+    """A query pixel.
 
     Attributes:
-        name: what it is on.
-        row, column: in pixels.
+        name: caption, e.g. "object 1".
+        row, column: position in pixels.
     """
 
     name: str
@@ -32,37 +32,36 @@ class QueryPoint(NamedTuple):
 def default_points(
     mask: UInt8[np.ndarray, "height width"], points: Sequence[TrackedPoint] = ()
 ) -> list[QueryPoint]:
-    """The inmost pixel of each visible object, the points that are followed, and the background's inmost pixel.
+    """Innermost pixel of each visible object, the tracked points, and the innermost background pixel.
 
     Args:
         mask: object ids.
-        points: in pixels of the mask.
+        points: tracked points in pixels of the mask.
+
+    Returns:
+        At most 5 objects and points, and the background.
     """
-    rows, columns = mask.shape
-    found = []
-    for object_id in np.unique(mask[mask > 0]):
-        if (pixel := _inmost_pixel(mask == object_id)) is not None:
-            found.append(QueryPoint(f"object {object_id}", *pixel))
-    for point in points:
-        row, column = min(max(round(point.y), 0), rows - 1), min(max(round(point.x), 0), columns - 1)
-        found.append(QueryPoint(f"point {point.name}", row, column))
-    background = _inmost_pixel(mask == 0)
-    return found[:_MOST] + ([] if background is None else [QueryPoint("background", *background)])
-
-
-def chosen_points(places: Sequence[Sequence[float]], size: tuple[int, int]) -> list[QueryPoint]:
-    """Points that the user names as x and y, moved into a frame of this height and width where they lie outside."""
-    rows, columns = size
-    return [
-        QueryPoint(f"({x:g}, {y:g})", min(max(round(y), 0), rows - 1), min(max(round(x), 0), columns - 1))
-        for x, y in places
+    queries = [
+        QueryPoint(f"object {object_id}", *_innermost_pixel(mask == object_id))
+        for object_id in np.unique(mask[mask > 0])
     ]
+    queries += [_clamped(f"point {point.name}", point.x, point.y, mask.shape) for point in points]
+    background = [QueryPoint("background", *_innermost_pixel(mask == 0))] if (mask == 0).any() else []
+    return queries[:_MAX_POINTS] + background
 
 
-def _inmost_pixel(visible: Bool[np.ndarray, "height width"]) -> tuple[int, int] | None:
-    """The pixel that is farthest from the edge, row and column; None where nothing is visible."""
-    if not visible.any():
-        return None
-    depth = cv2.distanceTransform(np.pad(visible, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+def chosen_points(points: Sequence[Sequence[float]], size: tuple[int, int]) -> list[QueryPoint]:
+    """Query pixels at given x and y, clamped to a frame of the given height and width."""
+    return [_clamped(f"({x:g}, {y:g})", x, y, size) for x, y in points]
+
+
+def _clamped(name: str, x: float, y: float, size: tuple[int, ...]) -> QueryPoint:
+    rows, columns = size
+    return QueryPoint(name, min(max(round(y), 0), rows - 1), min(max(round(x), 0), columns - 1))
+
+
+def _innermost_pixel(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
+    """Row and column of the pixel that is farthest from the boundary of a non-empty mask."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(row), int(column)

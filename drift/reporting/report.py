@@ -1,4 +1,4 @@
-"""`report.html`: a run in one file that needs no network; written anew by `python -m drift.reporting.report RUN`."""
+"""`report.html`, the self-contained report of a run; `python -m drift.reporting.report RUN` rewrites it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SCORES = ("J", "F", "J&F")
 
 
 def write_report(folder: Path) -> Path:
-    """Writes `report.html` into a run's folder, from what the run left there.
+    """Writes `report.html` from the files in the output folder of a run.
 
     Returns:
-        The page.
+        Path of the report.
 
     Raises:
-        InputError: the folder is no run's.
-        OSError: the page cannot be written.
+        InputError: the folder is not the output folder of a run.
+        OSError: the report cannot be written.
     """
     run = read_run(folder)
     path = folder / "report.html"
@@ -40,15 +40,15 @@ def write_report(folder: Path) -> Path:
             for name, colour in ERROR_COLOURS.items()
         ],
     }
-    adapted = any("adaptation" in told for told in run.results["sequences"].values())
+    adapted = any("adaptation" in clip for clip in run.results["sequences"].values())
     columns = ["sequence", "objects", "frames", *_SCORES, "s/frame", "MB", *(["adapt s"] if adapted else [])]
     write_page(
         path,
         "report.html",
-        ["report.js"],
+        "report.js",
         data,
         title=f"drift: {run.name}",
-        told=_told(run.results),
+        settings=_settings(run.results),
         warnings=_warnings(run.results),
         tiles=_tiles(run.results),
         scored=scored,
@@ -61,24 +61,30 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _told(results: Mapping[str, Any]) -> str:
+def _settings(results: Mapping[str, Any]) -> str:
     config = results.get("config", {})
+    backbone, adaptation = config.get("backbone", {}), config.get("adaptation", {})
     parts = {
-        "data": config.get("data", {}).get("_target_", "").rpartition(".")[2],
-        "model": config.get("backbone", {}).get("checkpoint"),
-        "layers": ", ".join(config.get("backbone", {}).get("layers", [])),
-        "head weighting": config.get("adaptation", {}).get("head_weighting"),
+        "data": _class_name(config.get("data")),
+        "model": backbone.get("checkpoint"),
+        "layers": ", ".join(backbone.get("layers") or []),
+        "noise": _class_name(backbone.get("noise")),
+        "head weighting": _class_name(adaptation.get("head_weighting")),
         "seed": results.get("seed"),
     }
     return " · ".join(f"{name}: {value}" for name, value in parts.items() if value not in (None, ""))
 
 
+def _class_name(node: Mapping[str, Any] | None) -> str:
+    return (node or {}).get("_target_", "").rpartition(".")[2]
+
+
 def _warnings(results: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name}: {told[kind]}"
-        for name, told in results["sequences"].items()
+        f"{name}: {clip[kind]}"
+        for name, clip in results["sequences"].items()
         for kind in ("warning", "defect")
-        if told.get(kind)
+        if clip.get(kind)
     ]
 
 
@@ -89,29 +95,29 @@ def _tiles(results: Mapping[str, Any]) -> list[dict[str, str]]:
         for name in reversed(_SCORES)
         if results.get(name) is not None
     ]
-    memory = max((told.get("peak_memory_mb", 0.0) for told in clips.values()), default=0.0)
+    memory = max((clip.get("peak_memory_mb", 0.0) for clip in clips.values()), default=0.0)
     tiles += [
-        {"name": "seconds a frame", "value": f"{results['seconds_per_frame']:.2f}"},
+        {"name": "seconds per frame", "value": f"{results['seconds_per_frame']:.2f}"},
         {"name": "clips", "value": str(len(clips))},
         {"name": "frames", "value": str(results["frames"])},
     ]
     if memory:
-        tiles.append({"name": "MB of memory at most", "value": f"{memory:.0f}"})
+        tiles.append({"name": "peak memory in MB", "value": f"{memory:.0f}"})
     return tiles
 
 
 def _row(run: RunFiles, name: str, adapted: bool) -> list[Cell]:
-    told = run.results["sequences"][name]
+    clip = run.results["sequences"][name]
     objects = len(run.curves.get(name, {}).get("objects", {}))
     cells = [
         Cell(name, name),
         Cell(str(objects) if objects else "-", objects or ""),
-        Cell(str(told["frames"]), told["frames"]),
-        *(score_cell(told.get(score)) for score in _SCORES),
-        score_cell(told["seconds_per_frame"], 2),
-        score_cell(told.get("peak_memory_mb") or None, 0),
+        Cell(str(clip["frames"]), clip["frames"]),
+        *(score_cell(clip.get(score)) for score in _SCORES),
+        score_cell(clip["seconds_per_frame"], 2),
+        score_cell(clip.get("peak_memory_mb") or None, 0),
     ]
-    return cells + ([score_cell(told.get("adaptation", {}).get("seconds"), 1)] if adapted else [])
+    return cells + ([score_cell(clip.get("adaptation", {}).get("seconds"), 1)] if adapted else [])
 
 
 def _total(results: Mapping[str, Any], adapted: bool) -> list[str]:
@@ -121,11 +127,11 @@ def _total(results: Mapping[str, Any], adapted: bool) -> list[str]:
 
 
 def main() -> int:
-    """Writes a run's report anew."""
+    """Runs the command and returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m drift.reporting.report", description="Writes report.html of a run anew."
+        prog="python -m drift.reporting.report", description="Rewrites report.html in the folder of a run."
     )
-    parser.add_argument("run", type=Path, help="output.dir of a run of evaluate.py")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output.dir of a run of evaluate.py")
     try:
         print(f"report: {write_report(parser.parse_args().run)}")
     except (InputError, OSError) as error:

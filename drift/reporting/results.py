@@ -1,11 +1,10 @@
-"""`results.csv`, `results.json` and the table on the screen."""
+"""Results of a run: `results.csv`, `results.json`, `curves.json` and the table on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from typing import Any
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.table import Table
 
+from drift.formats.writer import atomic_path
 from drift.metrics.davis import DavisScores, FrameScore, SequenceScore
 
 __all__ = ["ClipResult", "results_table", "scores_of", "versions", "write_results"]
 
-STAGES = ("decode", "encode", "unet", "cache", "kernel", "refine", "attention", "write", "score")
-"""Decoding, writing and scoring run in threads beside the others, so the stages' sum may exceed the whole."""
-
+STAGES = ("decode", "features", "kernel", "refine", "attention", "write", "score")
+"""Stages that are timed. `decode`, `write` and `score` run in threads, so the sum may exceed the wall time."""
 
 _COLUMNS = (
     *("sequence", "object", "frames", "J", "F", "J&F"),
@@ -32,25 +31,24 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What a run says of one clip, its scores apart.
+    """Results of one clip, without its scores.
 
     Attributes:
-        name: the sequence.
-        frames: how many frames it has.
-        seconds: wall time of the clip, without that of pictures of its attention.
-        stages: seconds by stage, see `STAGES`.
-        overlay: the overlay video, if one was made.
-        attention: where the attention figure goes, if one is made.
-        samples: likewise the folder of sampled frames.
-        adaptation: how the clip's adapter was learned: steps, losses, and `seconds`, which `seconds` above do
-            not hold; empty where nothing was.
-        losses: by what was learned, the loss of each step.
-        head_weights: by layer, one for each head; empty where all count the same.
-        frame_scores: of each object in each frame that was scored.
-        peak_memory: in bytes: on a GPU what this clip took there, on a CPU the process' peak so far.
-        warning: why it was given up, or None.
-        refinements: how often what became of an object that was to be refined; empty where nothing was.
-        defect: why the clip ends before its source does, or None.
+        name: name of the sequence.
+        frames: number of frames.
+        seconds: wall time of the clip, without attention figures and adaptation.
+        stages: seconds per stage, see `STAGES`.
+        overlay: path of the overlay video, or None.
+        attention: path of the attention figure, or None.
+        samples: folder of the sampled frames, or None.
+        adaptation: figures of the adaptation, such as steps, final losses and `seconds`; empty without adaptation.
+        losses: loss per step, by name.
+        head_weights: weight of each head per layer; empty if heads are weighted uniformly.
+        frame_scores: J and F of each object in each scored frame.
+        peak_memory: in bytes; on a GPU the peak allocation during this clip, on a CPU that of the process so far.
+        warning: why adaptation was abandoned, or None.
+        refinements: outcome counts of the mask refinement; empty without refinement.
+        defect: why the clip ends before the end of its source, or None.
     """
 
     name: str
@@ -71,20 +69,20 @@ class ClipResult:
 
     @property
     def seconds_per_frame(self) -> float:
-        """Wall time over frames."""
+        """Wall time per frame, without attention figures and adaptation."""
         return self.seconds / self.frames
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("drift", "torch", "lightning", "diffusers", "transformers", "numpy", "pillow", "av")
-    found = {"python": platform.python_version()}
-    for name in names:
+    """Versions of Python and of the packages that affect results."""
+    packages = ("drift", "torch", "lightning", "diffusers", "transformers", "numpy", "pillow", "av")
+    by_name = {"python": platform.python_version()}
+    for package in packages:
         try:
-            found[name] = metadata.version(name)
+            by_name[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            by_name[package] = "not installed"
+    return by_name
 
 
 def write_results(
@@ -94,28 +92,28 @@ def write_results(
     *,
     config: Mapping[str, Any],
 ) -> None:
-    """Writes `results.csv` (one row per object), `results.json` and `curves.json`, each whole or not at all.
+    """Writes `results.csv` (one row per object), `results.json` and `curves.json` atomically.
 
-    The curves are the scores of each frame, the losses of each step and the weights of each head.
-
-    Scores are fractions; where nothing was scored they are null in the JSON and empty in the CSV.
+    `curves.json` contains the scores per frame, the losses per step and the head weights of each clip. Scores
+    are in [0, 1]; for clips that were not scored they are null in JSON and empty in CSV.
 
     Args:
         folder: `output.dir`.
-        clips: the clips that are done.
-        scores: of those clips.
-        config: the resolved configuration.
+        clips: completed clips.
+        scores: scores of these clips.
+        config: resolved configuration.
     """
     by_name = {score.sequence: score for score in scores.sequences}
-    _replace(folder / "results.json", json.dumps(_summary(clips, scores, by_name, config), indent=2) + "\n")
-    _replace(folder / "curves.json", json.dumps({clip.name: _curves(clip) for clip in clips}) + "\n")
-    partial = folder / ".results.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    _write_json(folder / "results.json", _summary(clips, scores, by_name, config), indent=2)
+    _write_json(folder / "curves.json", {clip.name: _curves(clip) for clip in clips})
+    with (
+        atomic_path(folder / "results.csv") as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for clip in clips:
             writer.writerows(_rows(clip, by_name.get(clip.name)))
-    os.replace(partial, folder / "results.csv")
 
 
 def _rows(clip: ClipResult, score: SequenceScore | None) -> list[list[object]]:
@@ -123,10 +121,10 @@ def _rows(clip: ClipResult, score: SequenceScore | None) -> list[list[object]]:
     if score is None:
         return [[clip.name, "", clip.frames, *[""] * 7, speed]]
     rows: list[list[object]] = []
-    for one in score.objects:
-        j, f = one.jaccard, one.boundary
-        values = (j.mean, f.mean, one.j_and_f, j.recall, j.decay, f.recall, f.decay)
-        rows.append([clip.name, one.object_id, clip.frames, *(f"{v:.6f}" for v in values), speed])
+    for item in score.objects:
+        j, f = item.jaccard, item.boundary
+        values = (j.mean, f.mean, item.j_and_f, j.recall, j.decay, f.recall, f.decay)
+        rows.append([clip.name, item.object_id, clip.frames, *(f"{v:.6f}" for v in values), speed])
     return rows
 
 
@@ -140,30 +138,28 @@ def _summary(
     stages = {stage: sum(clip.stages.get(stage, 0.0) for clip in clips) / max(frames, 1) for stage in STAGES}
     sequences: dict[str, dict[str, Any]] = {}
     for clip in clips:
-        score = by_name.get(clip.name)
+        optional = {
+            "adaptation": dict(clip.adaptation),
+            "refinements": dict(clip.refinements),
+            "warning": clip.warning,
+            "defect": clip.defect,
+        }
         sequences[clip.name] = {
-            **scores_of(score),
+            **scores_of(by_name.get(clip.name)),
             "frames": clip.frames,
             "seconds_per_frame": clip.seconds_per_frame,
             "seconds_per_frame_by_stage": {
                 stage: seconds / clip.frames for stage, seconds in clip.stages.items()
             },
             "peak_memory_mb": round(clip.peak_memory / 1e6, 1),
+            **{key: value for key, value in optional.items() if value},
         }
-        if clip.adaptation:
-            sequences[clip.name]["adaptation"] = dict(clip.adaptation)
-        if clip.refinements:
-            sequences[clip.name]["refinements"] = dict(clip.refinements)
-        if clip.warning:
-            sequences[clip.name]["warning"] = clip.warning
-        if clip.defect:
-            sequences[clip.name]["defect"] = clip.defect
     return {
         **scores_of(scores),
-        "J_recall": _number(scores.jaccard.recall),
-        "J_decay": _number(scores.jaccard.decay),
-        "F_recall": _number(scores.boundary.recall),
-        "F_decay": _number(scores.boundary.decay),
+        "J_recall": _or_none(scores.jaccard.recall),
+        "J_decay": _or_none(scores.jaccard.decay),
+        "F_recall": _or_none(scores.boundary.recall),
+        "F_decay": _or_none(scores.boundary.decay),
         "sequences": sequences,
         "frames": frames,
         "seconds_per_frame": sum(clip.seconds for clip in clips) / max(frames, 1),
@@ -177,11 +173,11 @@ def _summary(
 
 def _curves(clip: ClipResult) -> dict[str, Any]:
     objects: dict[str, dict[str, list[float]]] = {}
-    for one in clip.frame_scores:
-        curve = objects.setdefault(str(one.object_id), {"frames": [], "J": [], "F": []})
-        curve["frames"].append(one.frame)
-        curve["J"].append(round(one.jaccard, 4))
-        curve["F"].append(round(one.boundary, 4))
+    for score in clip.frame_scores:
+        curve = objects.setdefault(str(score.object_id), {"frames": [], "J": [], "F": []})
+        curve["frames"].append(score.frame)
+        curve["J"].append(round(score.jaccard, 4))
+        curve["F"].append(round(score.boundary, 4))
     return {
         "objects": objects,
         "losses": {name: list(losses) for name, losses in clip.losses.items()},
@@ -190,32 +186,31 @@ def _curves(clip: ClipResult) -> dict[str, Any]:
 
 
 def scores_of(score: DavisScores | SequenceScore | None) -> dict[str, float | None]:
-    """J, F and J&F by name, as fractions; None where nothing was scored."""
+    """J, F and J&F in [0, 1]; None if nothing was scored."""
     if score is None:
         return {"J": None, "F": None, "J&F": None}
     return {
-        "J": _number(score.jaccard.mean),
-        "F": _number(score.boundary.mean),
-        "J&F": _number(score.j_and_f),
+        "J": _or_none(score.jaccard.mean),
+        "F": _or_none(score.boundary.mean),
+        "J&F": _or_none(score.j_and_f),
     }
 
 
-def _number(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _write_json(path: Path, content: object, indent: int | None = None) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
-    """One line per sequence and the mean over all objects, for the screen."""
+    """Table of the clips with their scores, and the means over all objects; without scores if none were computed."""
     if not scores.sequences:
         return _table_without_scores(clips)
     adapted = any(clip.adaptation for clip in clips)
-    box = SIMPLE_HEAD if adapted else HEAVY_HEAD  # one column more has to fit 80 characters
+    box = SIMPLE_HEAD if adapted else HEAVY_HEAD  # narrower, to fit the additional column in 80 characters
     table = Table(title="Segmentation scores", title_style="bold", header_style="bold", box=box)
     table.add_column("sequence", no_wrap=True)
     for column in ("objects", "frames", "J", "F", "J&F", "s/frame"):
@@ -239,8 +234,7 @@ def results_table(clips: Sequence[ClipResult], scores: DavisScores) -> Table:
 
 
 def _table_without_scores(clips: Sequence[ClipResult]) -> Table:
-    """What there is to tell of clips that have no true masks to be scored against."""
-    table = Table(title="Clips (no true masks: not scored)", title_style="bold", header_style="bold")
+    table = Table(title="Clips (not scored: no ground truth)", title_style="bold", header_style="bold")
     table.add_column("sequence", no_wrap=True)
     for column in ("frames", "seconds", "s/frame"):
         table.add_column(column, justify="right")

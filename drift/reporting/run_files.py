@@ -1,4 +1,4 @@
-"""A run's folder as the report and comparisons need it: results, curves, and pictures made part of the page."""
+"""Reads the output folder of a run for the report and comparison pages; images become data URLs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["RunFiles", "read_run"]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run left.
+    """Files in the output folder of a run.
 
     Attributes:
-        folder: of the run.
-        results: its `results.json`.
-        curves: its `curves.json`: scores by frame, losses, head weights of each clip.
+        folder: `output.dir`.
+        results: content of `results.json`.
+        curves: content of `curves.json`; empty if the file does not exist.
     """
 
     folder: Path
@@ -39,105 +39,102 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """The folder's name; that of a sweep's run with the sweep's."""
+        """Name of the folder; for a run of a sweep, prefixed with the name of the sweep's folder."""
         folder = self.folder.resolve()
         return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name
 
     def clips(self, *, attention: bool = True) -> list[dict[str, Any]]:
-        """What the page shows of each clip."""
-        return [self._clip(name, told, attention) for name, told in self.results["sequences"].items()]
+        """Data of each clip for the page's script.
 
-    def _clip(self, name: str, told: Mapping[str, Any], attention: bool) -> dict[str, Any]:
+        Args:
+            attention: include the attention maps.
+        """
+        return [self._clip(name, result, attention) for name, result in self.results["sequences"].items()]
+
+    def _clip(self, name: str, result: Mapping[str, Any], attention: bool) -> dict[str, Any]:
         curves = self.curves.get(name, {})
         maps = self.folder / "attention" / f"{name}.npz"
         return {
             "name": name,
             "samples": _samples(self.folder / "samples" / name),
             "objects": {
-                one: {**curve, "colour": _colour(int(one))}
-                for one, curve in curves.get("objects", {}).items()
+                object_id: {**curve, "colour": _colour(int(object_id))}
+                for object_id, curve in curves.get("objects", {}).items()
             },
             "losses": curves.get("losses", {}),
             "head_weights": curves.get("head_weights", {}),
-            "stages": told.get("seconds_per_frame_by_stage", {}),
+            "stages": result.get("seconds_per_frame_by_stage", {}),
             "attention": _attention(maps) if attention and maps.is_file() else None,
         }
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Reads a run's folder.
+    """Reads the output folder of a run.
 
     Raises:
-        InputError: it is none, or its files cannot be read; names the file.
+        InputError: the folder is not that of a run, or a file cannot be read; names the file.
     """
     path = folder / "results.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the output.dir of a run of evaluate.py")
     results = _json(path)
     curves = folder / "curves.json"
-    if not isinstance(results.get("sequences"), dict) or not results.keys() >= {
-        "frames",
-        "seconds_per_frame",
-    }:
-        raise InputError(f"{path}: holds no results of a run")
+    complete = results.keys() >= {"sequences", "frames", "seconds_per_frame"}
+    if not complete or not isinstance(results["sequences"], dict):
+        raise InputError(f"{path}: does not contain the results of a run")
     return RunFiles(folder, results, _json(curves) if curves.is_file() else {})
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds no results of a run")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: does not contain the results of a run")
+    return content
 
 
 def _colour(object_id: int) -> str:
-    """An object's colour in the overlays, lighter, so that a line of it is seen on black and on white."""
-    red, green, blue = (60 + 0.9 * float(one) for one in DAVIS_PALETTE[object_id])
-    return f"#{min(round(red), 255):02x}{min(round(green), 255):02x}{min(round(blue), 255):02x}"
+    """Palette colour of an object, lightened so that lines are visible on light and dark backgrounds."""
+    red, green, blue = (min(round(60 + 0.9 * float(c)), 255) for c in DAVIS_PALETTE[object_id])
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
-    found = []
+    samples = []
     for path in sorted(folder.glob("*.jpg")):
         if path.stem.isdigit():
-            errors = errors_path(path)
-            sample = {"frame": int(path.stem), "overlay": _url(path.read_bytes(), "jpeg")}
-            found.append(sample | ({"errors": _url(errors.read_bytes(), "jpeg")} if errors.is_file() else {}))
-    return found
+            sample: dict[str, Any] = {"frame": int(path.stem), "overlay": _url(path.read_bytes(), "jpeg")}
+            if (errors := errors_path(path)).is_file():
+                sample["errors"] = _url(errors.read_bytes(), "jpeg")
+            samples.append(sample)
+    return samples
 
 
 def _attention(path: Path) -> dict[str, Any] | None:
+    """Attention maps for the page; None if the file is damaged or from another version."""
     try:
         maps = load_maps(path)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):  # another version's, or damaged
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return {
         "frame": maps.frame_index,
         "memory": list(maps.memory_indices),
         "grid": list(maps.grid),
-        "pictures": [_url(one, "jpeg") for one in maps.pictures],
+        "images": [_url(image, "jpeg") for image in maps.images],
         "layers": [_layer(maps, name) for name in maps.layers],
     }
 
 
 def _layer(maps: AttentionMaps, name: str) -> dict[str, Any]:
-    """One layer's maps as a grey PNG with a row for each cell of the target."""
+    """Maps of one layer as a greyscale PNG with one row of pixels per target cell."""
     buffer = io.BytesIO()
     values = maps.layers[name]
     Image.fromarray(values.reshape(len(values), -1)).save(buffer, "PNG", optimize=True)
-    shares = np.round(maps.shares[name].astype(float), 3).tolist()
-    return {"name": name, "maps": _url(buffer.getvalue(), "png"), "shares": shares}
+    weights = np.round(maps.frame_weights[name].astype(float), 3).tolist()
+    return {"name": name, "maps": _url(buffer.getvalue(), "png"), "frame_weights": weights}
 
 
-def _url(picture: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+def _url(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

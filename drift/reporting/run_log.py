@@ -1,4 +1,4 @@
-"""What a run says on the terminal: a line for each clip and a table at the end, or the same as JSON for machines."""
+"""Terminal output of a run: one line per clip and a final table, or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["RunLog"]
 
 
 class RunLog:
-    """The lines of a run.
+    """Formats and prints the results of a run.
 
     Args:
-        console: where they are printed.
-        as_json: one JSON object a line, and nothing else.
-        verbose: says of each clip where its time went, what became of its masks and how it was adapted to.
-        last_frame: whether clips' last frames are scored.
+        console: rich console.
+        as_json: print only JSON objects, one per line.
+        verbose: add seconds per stage, refinement outcomes and adaptation figures of each clip.
+        last_frame: whether the last frame of each clip is scored.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RunLog:
         self.console, self.as_json, self.verbose, self.last_frame = console, as_json, verbose, last_frame
 
     def clip(self, result: ClipResult, score: SequenceScore | None) -> str:
-        """The line of a clip that is done, in rich's markup."""
+        """Line of a completed clip, in rich markup."""
         if self.as_json:
             return escape(json.dumps(self._record(result, score)))
         speed = f"{result.frames} frames, {1 / result.seconds_per_frame:.2f} frames/s"
@@ -44,43 +44,44 @@ class RunLog:
     def end(
         self, clips: Sequence[ClipResult], scores: DavisScores, folder: Path, submission: Path | None
     ) -> None:
-        """Prints what the run comes to, and where its files are.
+        """Prints the scores of the run and the paths of its outputs.
 
         Args:
-            clips, scores: of the whole run.
-            folder: of its files.
-            submission: the archive for a server, if one was made.
+            clips: completed clips.
+            scores: scores of these clips.
+            folder: `output.dir`.
+            submission: archive for the evaluation server, or None.
         """
         if self.as_json:
-            told = {"event": "run", **scores_of(scores), "output": str(folder)}
+            record = {"event": "run", **scores_of(scores), "output": str(folder)}
             if submission:
-                told["submission"] = str(submission)
-            self.console.print(json.dumps(told), soft_wrap=True, highlight=False, markup=False)
+                record["submission"] = str(submission)
+            self.console.print(json.dumps(record), soft_wrap=True, highlight=False, markup=False)
             return
         self.console.print(results_table(clips, scores))
-        self.console.print(f"masks, overlays and results: {folder}", soft_wrap=True)
+        self.console.print(f"output: {folder}", soft_wrap=True)
         if (report := folder / "report.html").is_file():
-            self.console.print(f"to look at: {report}", soft_wrap=True)
+            self.console.print(f"report: {report}", soft_wrap=True)
         if submission:
-            self.console.print(f"for the server: {submission}", soft_wrap=True)
+            self.console.print(f"submission: {submission}", soft_wrap=True)
 
     def _scores(self, result: ClipResult, score: SequenceScore | None) -> str:
         if score is not None:
             j, f = score.jaccard.mean, score.boundary.mean
             return f"J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}"
         if len(scored_frames(result.frames, last_frame=self.last_frame)):
-            return "not scored (no true masks)"
-        return "nothing to score (first and last frame are not)"
+            return "not scored (no ground truth)"
+        return "nothing to score (first and last frame are not scored)"
 
     @staticmethod
     def _details(result: ClipResult) -> str:
         stages = {stage: f"{seconds / result.frames:.3f}" for stage, seconds in result.stages.items()}
         figures = {name: f"{value:.3g}" for name, value in result.adaptation.items()}
-        parts = [("seconds a frame", stages), ("masks", result.refinements), ("adaptation", figures)]
+        sections = [("seconds a frame", stages), ("refinement", result.refinements), ("adaptation", figures)]
         return "".join(
-            f"\n  {what}: " + ", ".join(f"{name} {value}" for name, value in told.items())
-            for what, told in parts
-            if told
+            f"\n  {title}: " + ", ".join(f"{name} {value}" for name, value in values.items())
+            for title, values in sections
+            if values
         )
 
     @staticmethod

@@ -1,293 +1,435 @@
-"""Textual inversion: what is spared changes nothing, slots fall on their objects, and odd masks do no harm."""
+"""Textual inversion: its losses, their gradients, and what is computed once."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
-from examples import moving_square
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from examples import ColourBackbone, moving_square
+from torch.nn import functional as F
 
-from drift.adaptation import AdaptationSettings, adapt
-from drift.adaptation.head_weighting import Propagation
-from drift.adaptation.losses import area_weighted_cross_entropy, mean_attention, propagated_map_error
-from drift.adaptation.prompts import (
-    appearances,
-    conditions,
-    first_embeddings,
-    slot_keys,
-    tokens_per_slot,
-    with_slots,
-)
-from drift.adaptation.textual_inversion import PromptInversion
+from drift.adaptation import PromptOptions, TextualInversion, fit
+from drift.adaptation.appearances import with_slots
+from drift.adaptation.textual_inversion import inversion_layers
 from drift.adaptation.views import augmented_views
-from drift.backbone import load_latent_diffusion
-from drift.backbone.attention import self_attention_layers
-from drift.propagation import Tracker
-from drift.propagation.slot_maps import SlotKeys, slot_maps, slot_probabilities, with_evidence
+from drift.backbones import load_backbone
+from drift.backbones.capture import attention_layers
+from drift.errors import OptionError
+from drift.noising import DDIMInversion, NoNoise
 
-CROSS = ["up_blocks.2.attentions.0", "up_blocks.2.attentions.1"]
-USUAL = Propagation("attention", "fused", 0.5, 3, 4)
+LAYERS = ["up_blocks.2.attentions.0", "up_blocks.2.attentions.1"]
+SELF = "up_blocks.1.attentions.2"
+CLIP = moving_square(1, (64, 96))
+FRAME, MASK = CLIP.frames[0], CLIP.given[0]
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+
+
+def load(checkpoint, **options):
+    options = {"layers": LAYERS, "timestep": 51, "precision": "float32"} | options
+    return load_backbone(checkpoint, **options)
 
 
 @pytest.fixture(scope="module")
 def backbone(checkpoint):
-    return load_latent_diffusion(str(checkpoint), layers=CROSS, timestep=51)
+    return load(checkpoint)
 
 
-def task_on(backbone, *, self_layer="up_blocks.1.attentions.2", count=2, **options):
-    clip = moving_square(1, (64, 96))
-    views = augmented_views(clip.frames[0], clip.given[0], count=count, reach=32, stride=8, seed=0)
-    usual = {"known": None, "tokens": 3, "cross_layers": CROSS, "self_weight": 1.0, "diffusion_weight": 0.0}
-    usual |= {"conditioned": True, "refresh": 0, "generator": torch.Generator().manual_seed(0)} | options
-    task = PromptInversion(backbone, views, [1], self_layer=self_layer, **usual)
-    base = backbone.condition().float()
-    return task, first_embeddings(base, 2, usual["tokens"], torch.Generator().manual_seed(1)).requires_grad_()
+def inversion(backbone, mask=MASK, *, known=None, object_ids=None, seed=0, **options):
+    options = {"tokens": 3, "cross_layers": LAYERS, "refresh": 0} | options
+    return TextualInversion(
+        backbone,
+        FRAME,
+        mask,
+        PromptOptions(**options),
+        known=known,
+        object_ids=object_ids,
+        seed=seed,
+    )
 
 
-def value_and_gradient(loss_of, embeddings):
-    loss = loss_of(embeddings)
-    return loss.item(), torch.autograd.grad(loss, embeddings)[0]
+def prepared(module):
+    """The module's only batch, as `Trainer.fit` gets it."""
+    module.on_fit_start()
+    (batch,) = module.train_dataloader()
+    return batch
+
+
+def value_and_gradient(module, batch):
+    loss = module.training_step(batch, 0)
+    return loss.item(), torch.autograd.grad(loss, module.embeddings)[0]
+
+
+def attention_inputs(unet, latents, timestep, prompt, layers):
+    """Inputs of attention layers in a full pass of the UNet, by forward hooks, and the UNet's output."""
+    seen = {}
+
+    def keep(name):
+        def hook(module, args, kwargs):
+            seen[name] = args[0]
+
+        return hook
+
+    blocks = attention_layers(unet)
+    with ExitStack() as stack:
+        for name in layers:
+            for part in ("attn1", "attn2"):
+                handle = getattr(blocks[name], part).register_forward_pre_hook(
+                    keep((name, part)), with_kwargs=True
+                )
+                stack.callback(handle.remove)
+        output = unet(latents, timestep, encoder_hidden_states=prompt.expand(len(latents), -1, -1)).sample
+    return seen, output
+
+
+def by_head(tokens, heads):
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def plain_loss(backbone, embeddings, batch, options, *, cross=LAYERS, self_layer=SELF):
+    """The loss as in the paper: a full pass under the learned prompt, every map from the layers' own projections."""
+    prompt = with_slots(backbone.prompt, embeddings) if options.conditioned else backbone.prompt
+    rows, columns = batch.labels.shape[-2:]
+    inputs, output = attention_inputs(
+        backbone.unet, batch.latents, backbone.timestep, prompt, [*cross, self_layer]
+    )
+    blocks, count, tokens = attention_layers(backbone.unet), len(embeddings), embeddings.flatten(0, 1)
+    maps = []
+    for name in cross:
+        attention = blocks[name].attn2
+        queries = by_head(attention.to_q(inputs[name, "attn2"]), attention.heads)
+        keys = by_head(attention.to_k(tokens[None]), attention.heads)
+        likely = (queries @ keys.mT / queries.shape[-1] ** 0.5).softmax(-1).mean(1)
+        grid = (rows, columns) if likely.shape[1] == rows * columns else (-(-rows // 2), -(-columns // 2))
+        slots = torch.stack([part.sum(-1) for part in likely.chunk(count, -1)], 1).unflatten(2, grid)
+        scale = rows // grid[0]
+        maps.append(F.interpolate(slots, scale_factor=float(scale), mode="bilinear") if scale > 1 else slots)
+    maps = torch.stack(maps).mean(0)
+    areas = batch.labels.sum((0, 2, 3))
+    loss = (-(batch.labels * maps.log()).sum((0, 2, 3)) / areas).mean()
+    if options.self_weight:
+        attention = blocks[self_layer].attn1
+        queries, keys = (
+            by_head(project(inputs[self_layer, "attn1"]), attention.heads)
+            for project in (attention.to_q, attention.to_k)
+        )
+        spread = (queries @ keys.mT / queries.shape[-1] ** 0.5).softmax(-1).mean(1)
+        factor = round((rows * columns / spread.shape[1]) ** 0.5)
+        coarse, labels = (F.avg_pool2d(x, factor).flatten(2).mT for x in (maps, batch.labels))
+        loss = loss + options.self_weight * F.mse_loss(spread @ coarse, labels)
+    if options.diffusion_weight:
+        loss = loss + options.diffusion_weight * F.mse_loss(output, batch.target)
+    return loss
 
 
 @pytest.mark.parametrize("diffusion_weight", [0.0, 0.5])
-@pytest.mark.parametrize("self_layer", ["up_blocks.1.attentions.2", "down_blocks.0.attentions.0"])
-def test_what_is_computed_once_changes_neither_loss_nor_gradient(backbone, self_layer, diffusion_weight):
-    task, embeddings = task_on(backbone, self_layer=self_layer, diffusion_weight=diffusion_weight)
-    for _ in range(2):  # the prefix is used again
-        spared = value_and_gradient(task.loss, embeddings)
-        plain = value_and_gradient(task.plain_loss, embeddings)
-        assert spared[0] == pytest.approx(plain[0], rel=1e-5)
-        assert plain[1].abs().max() > 0
-        assert torch.allclose(spared[1], plain[1], rtol=1e-3, atol=1e-5 * float(plain[1].abs().max()))
-        embeddings = (embeddings.detach() + 0.5).requires_grad_()
-    assert not any("forward" in vars(module) for module in backbone.unet.modules()), "nothing stays replaced"
+@pytest.mark.parametrize("self_layer", [SELF, "down_blocks.0.attentions.0"])
+def test_without_refresh_loss_and_gradient_are_those_of_a_full_pass(backbone, self_layer, diffusion_weight):
+    module = inversion(backbone, self_layer=self_layer, diffusion_weight=diffusion_weight, views=2)
+    batch = prepared(module)
+    for _ in range(2):
+        value, gradient = value_and_gradient(module, batch)
+        embeddings = module.embeddings.detach().clone().requires_grad_()
+        expected = plain_loss(backbone, embeddings, batch, module.options, self_layer=self_layer)
+        (expected_gradient,) = torch.autograd.grad(expected, embeddings)
+        largest = float(expected_gradient.abs().max())
+        assert largest > 0
+        assert value == pytest.approx(expected.item(), rel=1e-4)
+        assert torch.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-4 * largest)
+        with torch.no_grad():
+            module.embeddings += 0.5
 
 
-def test_the_diffusion_loss_is_that_of_the_whole_unet(backbone):
-    task, embeddings = task_on(backbone, diffusion_weight=1.0)
-    without, _ = task_on(backbone)
+def test_the_pass_ends_early_unless_the_diffusion_loss_needs_its_output(backbone):
+    calls = []
+    handle = backbone.unet.conv_out.register_forward_hook(lambda *args: calls.append(1))
+    try:
+        module = inversion(backbone)
+        module.training_step(prepared(module), 0)
+        assert calls == []
+        module = inversion(backbone, diffusion_weight=0.1)
+        module.training_step(prepared(module), 0)
+        assert calls == [1]
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_diffusion_loss_is_the_error_of_noise_or_velocity(checkpoint, prediction_type):
+    backbone = load(checkpoint, prediction_type=prediction_type)
+    module, without = inversion(backbone, diffusion_weight=1.0), inversion(backbone)
+    batch, plain = prepared(module), prepared(without)
+    clean = backbone.encode(torch.stack([view.image for view in module._views]))
+    alpha = backbone.scheduler.alphas_cumprod[51]
+    noise = (batch.latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     with torch.no_grad():
-        condition = with_slots(backbone.condition().float(), embeddings)
-        said = backbone.predict(task.latents, 51, condition=condition)
-        kept = backbone.scheduler.alphas_cumprod[51]
-        noise = (task.latents - kept.sqrt() * clean_latents(backbone)) / (1 - kept).sqrt()
-        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * clean_latents(backbone)
-        expected = (said - velocity).square().mean()
-        assert (task.loss(embeddings) - without.loss(embeddings)).item() == pytest.approx(
-            expected.item(), rel=1e-3
+        output = backbone.unet(
+            batch.latents, 51, encoder_hidden_states=module.prompt.expand(len(clean), -1, -1)
         )
+        expected = F.mse_loss(output.sample, target if prediction_type == "v_prediction" else noise)
+        added = module.training_step(batch, 0) - without.training_step(plain, 0)
+    assert added.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def clean_latents(backbone):
-    clip = moving_square(1, (64, 96))
-    views = augmented_views(clip.frames[0], clip.given[0], count=2, reach=32, stride=8, seed=0)
-    return torch.cat([backbone.encode(view.image[None]) for view in views])
+def test_the_diffusion_loss_needs_noise(checkpoint):
+    module = inversion(load(checkpoint, noise=NoNoise()), diffusion_weight=0.1)
+    with pytest.raises(OptionError, match="diffusion_weight") as error:
+        module.on_fit_start()
+    assert "\n" not in str(error.value)
 
 
-def test_kept_queries_give_the_loss_itself_and_gradients_through_the_keys(backbone):
-    exact, embeddings = task_on(backbone)
-    kept, _ = task_on(backbone, refresh=1)
-    assert kept.loss(embeddings).item() == pytest.approx(exact.loss(embeddings).item(), rel=1e-5)
-    assert value_and_gradient(kept.loss, embeddings)[1].abs().max() > 0
+def test_latents_are_noised_as_when_tracking(checkpoint):
+    backbone = load(checkpoint, noise=DDIMInversion(2))
+    module = inversion(backbone, views=0)
+    batch = prepared(module)
+    image = module._views[0].image[None]
+    expected = DDIMInversion(2)(backbone.encode(image), backbone, backbone.prompt, torch.Generator())[0, 0]
+    assert torch.allclose(batch.latents, expected, atol=1e-5)
 
 
-def test_under_the_backbones_own_prompt_the_unet_runs_once(backbone, monkeypatch):
-    task, embeddings = task_on(backbone, conditioned=False)
-    first = task.loss(embeddings)
-    monkeypatch.setattr(backbone.unet, "forward", lambda *a, **k: pytest.fail("a pass"))
-    assert task.loss(embeddings).item() == first.item()
-    assert task.loss(embeddings * 2).item() != first.item()
+def test_kept_queries_give_the_loss_itself_and_the_gradient_through_the_keys_alone(backbone):
+    exact, kept = inversion(backbone), inversion(backbone, refresh=1)
+    value, gradient = value_and_gradient(exact, prepared(exact))
+    batch = prepared(kept)
+    kept_value, kept_gradient = value_and_gradient(kept, batch)
+    assert kept_value == pytest.approx(value, rel=1e-5)
+    assert kept_gradient.abs().max() > 0
+    assert not torch.allclose(kept_gradient, gradient, rtol=0.01, atol=1e-6)
+    for module in (exact, kept):  # the next pass renews queries and self-attention
+        with torch.no_grad():
+            module.embeddings += 2
+    renewed, _ = value_and_gradient(kept, batch)
+    assert renewed == pytest.approx(value_and_gradient(exact, prepared(exact))[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("conditioned", [True, False])
-def test_slots_come_to_lie_on_their_object(backbone, conditioned):
-    clip = moving_square(1, (64, 96))
-    chosen = AdaptationSettings(
-        textual_inversion=True,
-        conditioned=conditioned,
-        tokens_per_slot=8,
-        steps=12 if conditioned else 60,
-        prompt_views=0,
-    )
-    adapter = adapt(clip, backbone, chosen, USUAL)
-    fall = adapter.figures["prompt0_frame0_loss"] / adapter.figures["prompt0_frame0_first_loss"]
-    assert fall < (0.95 if conditioned else 0.6)
-    assert conditioned or adapter.figures["prompt0_frame0_slot_iou"] > 0.7
-    assert bool(adapter.conditions) == conditioned
-
-
-def test_the_area_weighted_cross_entropy_is_the_mean_of_means():
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.rand(2, 3, 4, 5, generator=generator).softmax(1)
-    labels = torch.nn.functional.one_hot(torch.randint(0, 2, (2, 4, 5), generator=generator), 3).permute(
-        0, 3, 1, 2
-    )
-    expected = []
-    for slot in range(2):  # the third is nowhere: it does not count
-        picked = [-float(maps[b, slot, y, x].log()) for b, y, x in labels[:, slot].nonzero().tolist()]
-        expected.append(sum(picked) / len(picked))
-    assert area_weighted_cross_entropy(maps, labels.float()).item() == pytest.approx(
-        sum(expected) / 2, rel=1e-5
-    )
-
-
-def test_maps_are_spread_by_the_mean_over_heads():
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = (torch.randn(1, 2, 3, 4, 5, generator=generator) for _ in range(2))
-    maps = torch.rand(1, 2, 3, 4, generator=generator).softmax(1)
-    by_head = torch.nn.functional.scaled_dot_product_attention(
-        queries.flatten(2, 3), keys.flatten(2, 3), maps.flatten(2).mT[:, None].expand(-1, 2, -1, -1)
-    )
-    spread = by_head.mean(1).mT.unflatten(2, (3, 4))
-    assert propagated_map_error(maps, mean_attention(queries, keys), spread).item() == pytest.approx(
-        0, abs=1e-10
-    )
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.dictionaries(st.integers(0, 30), st.lists(st.integers(1, 255), max_size=12), min_size=1, max_size=4),
-    st.integers(3, 12),
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"conditioned": True, "refresh": 3}, 3),  # at steps 0, 3 and 6
+        ({"conditioned": True, "refresh": 1}, 7),
+        ({"conditioned": True, "refresh": 0}, 7),
+        ({"conditioned": False, "refresh": 3}, 1),
+        ({"conditioned": False, "diffusion_weight": 0.1}, 7),
+    ],
 )
-def test_every_object_has_one_slot_on_the_frame_where_it_appears(given_ids, length):
-    when = appearances(given_ids, length)
-    found = [one for appearance in when for one in appearance.object_ids]
-    assert sorted(found) == sorted({one for ids in given_ids.values() for one in ids})
-    for appearance in when:
-        for one in appearance.object_ids:
-            assert appearance.frame == min(frame for frame, ids in given_ids.items() if one in ids)
-    for prompt in {one.prompt for one in when}:
-        members = [one for one in when if one.prompt == prompt]
-        assert [one.first for one in members] == [True] + [False] * (len(members) - 1)
-        count = sum(len(one.object_ids) for one in members) + 1
-        tokens = tokens_per_slot(len(found), 36, length)
-        assert 1 + count * tokens <= length
+def test_passes_of_the_model_are_counted(backbone, monkeypatch, options, passes):
+    calls, exact = [], type(backbone).attend
+    monkeypatch.setattr(type(backbone), "attend", lambda *a, **k: calls.append(1) or exact(*a, **k))
+    fit(inversion(backbone, **options), steps=7, tolerance=0.0)
+    assert len(calls) == passes
 
 
-def test_prompts_hold_the_objects_known_by_then():
-    base = torch.zeros(1, 10, 2)
-    when = appearances({0: [4], 3: [4, 9]}, 10)
-    learned = [torch.ones(2, 3, 2), torch.full((1, 3, 2), 2.0)]
-    prompts = conditions(base, when, learned)
-    assert prompts[0][0, :, 0].tolist() == [0] + [1] * 6 + [0] * 3
-    assert prompts[3][0, :, 0].tolist() == [0] + [1] * 6 + [2] * 3
-
-
-def test_an_object_that_appears_later_gets_its_slot_there_and_leaves_the_others_alone(backbone):
-    clip = moving_square(4, (64, 96))
-    late = np.zeros((64, 96), np.uint8)
-    late[44:60, 64:88] = 7
-    both = moving_square(4, (64, 96), given={0: clip.given[0], 2: late})
-    chosen = AdaptationSettings(textual_inversion=True, tokens_per_slot=4, steps=6, slot_weight=0.1)
-    alone, later = adapt(clip, backbone, chosen, USUAL), adapt(both, backbone, chosen, USUAL)
-    assert sorted(later.conditions) == [0, 2]
-    assert torch.equal(alone.embeddings[0], later.embeddings[0])
-    assert later.embeddings[1].shape[0] == 1
-    assert later.slots[0].object_ids == (0, 1)
-    assert later.slots[2].object_ids == (0, 1, 7)
-    tracker = Tracker(backbone, heads="fused", radius=4, top_k=3, adapter=later)
-    labels = [tracker.step(frame, both.given.get(t)) for t, frame in enumerate(both.frames)]
-    assert labels[3].object_ids == (1, 7)
-    assert torch.allclose(labels[3].probabilities.sum(0), torch.ones(()), atol=1e-5)
-
-
-def test_more_objects_than_a_prompt_holds_are_learned_in_groups(backbone):
-    ids = np.arange(1, 91, dtype=np.uint8).reshape(9, 10).repeat(8, 0).repeat(8, 1)
-    clip = moving_square(2, ids.shape, given={0: ids})
-    adapter = adapt(
-        clip, backbone, AdaptationSettings(textual_inversion=True, steps=2, slot_weight=0.1), USUAL
+def test_views_are_encoded_once(backbone, monkeypatch):
+    batches, exact = [], type(backbone).encode
+    monkeypatch.setattr(
+        type(backbone), "encode", lambda self, frames: batches.append(len(frames)) or exact(self, frames)
     )
-    assert adapter.warning is None
-    assert adapter.conditions[0].shape[:2] == (2, 77)
-    assert sorted(adapter.slots[0].object_ids) == [0, 0, *range(1, 91)]
-    tracker = Tracker(backbone, heads="fused", radius=4, top_k=3, adapter=adapter)
-    tracker.step(clip.frames[0], ids)
-    assert len(tracker.step(clip.frames[1]).probabilities) == 91
+    fit(inversion(backbone, views=2), steps=3, tolerance=0.0)
+    assert batches == [3]
 
 
-def odd_masks():
-    single, full, border, twins = (np.zeros((48, 64), np.uint8) for _ in range(4))
-    single[20, 30] = 1
-    full[:] = 1
-    border[:, :5] = 1
-    twins[8:24, 8:24], twins[8:24, 40:56] = 1, 2
-    return {"a single pixel": single, "the whole frame": full, "on the border": border, "two alike": twins}
+def test_under_the_backbones_own_prompt_the_loss_depends_on_the_keys_alone(backbone):
+    module = inversion(backbone, conditioned=False)
+    batch = prepared(module)
+    first = module.training_step(batch, 0).item()
+    assert module.training_step(batch, 0).item() == first
+    with torch.no_grad():
+        module.embeddings *= 2
+    assert module.training_step(batch, 0).item() != first
 
 
-@pytest.mark.parametrize("name", list(odd_masks()))
-def test_odd_masks_do_no_harm(backbone, name):
-    mask = odd_masks()[name]
-    clip = moving_square(3, given={0: mask})
-    clip.frames[0][8:24, 40:56] = clip.frames[0][8:24, 8:24]
-    chosen = AdaptationSettings(
-        textual_inversion=True, head_weighting="learned", steps=5, head_steps=5, slot_weight=0.1
+@pytest.mark.parametrize("diffusion_weight", [0.0, 0.05])
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_losses_fall_and_slots_match_their_objects(backbone, conditioned, diffusion_weight):
+    module = inversion(
+        backbone,
+        conditioned=conditioned,
+        diffusion_weight=diffusion_weight,
+        tokens=8,
+        views=0,
+        refresh=3,
+        cross_layers=None,
+        learning_rate=0.3,
     )
-    adapter = adapt(clip, backbone, chosen, USUAL)
-    assert adapter.warning is None
-    weights = torch.cat(list(adapter.head_weights.values()))
-    assert torch.isfinite(weights).all()
-    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
-    tracker = Tracker(backbone, heads="fused", radius=4, top_k=3, adapter=adapter)
-    for frame in clip.frames:
-        labels = tracker.step(frame, mask if frame is clip.frames[0] else None)
-        assert torch.isfinite(labels.probabilities).all()
-    assert labels.mask().shape == mask.shape
+    fit(module, steps=12 if conditioned else 40, tolerance=0.0, patience=60)
+    falls = 0.97 if conditioned else 0.75
+    assert module.losses[-1] < falls * module.losses[0]
+    batch = module._batch
+    with torch.no_grad():
+        object_map = module._maps(batch, module.attend(batch))[0, 1]
+    covered = batch.labels[0, 1] > 0.5
+    inside, outside = object_map[covered].mean(), object_map[~covered].mean()
+    assert inside > (1.02 if conditioned else 2.5) * outside
+    assert 0 <= module.slot_iou() <= 1
 
 
-def test_a_clips_adapter_does_not_depend_on_what_ran_before(backbone):
-    chosen = AdaptationSettings(
-        textual_inversion=True, head_weighting="learned", steps=4, head_steps=4, views=2
-    )
-    clip, other = moving_square(1, (64, 96)), moving_square(1, (48, 64))
-    first = adapt(clip, backbone, chosen, USUAL)
-    adapt(other, backbone, chosen, USUAL)
-    torch.rand(7)
-    again = adapt(clip, backbone, chosen, USUAL)
-    assert torch.equal(first.embeddings[0], again.embeddings[0])
-    assert all(torch.equal(first.head_weights[name], again.head_weights[name]) for name in first.head_weights)
+def test_the_iou_of_slots_is_that_of_maps_cut_at_the_masks_area(backbone, monkeypatch):
+    mask = MASK.copy()
+    mask[40:64, 48:96] = 2
+    module = inversion(backbone, mask, views=0)
+    batch = prepared(module)
+    perfect = batch.labels.clone()
+    monkeypatch.setattr(module, "_maps", lambda *args: perfect)
+    assert module.slot_iou() == 1.0
+    shifted = perfect.clone()
+    shifted[:, 2] = perfect[:, 2].roll(-2, dims=2)  # 3 x 6 tokens, of which 3 x 4 overlap
+    monkeypatch.setattr(module, "_maps", lambda *args: shifted)
+    assert module.slot_iou() == pytest.approx((1 + 12 / 24) / 2)
 
 
-def test_slot_maps_sum_to_one_on_the_finest_grid():
-    logits = [torch.randn(1, 2, 6, 8, 6), torch.randn(1, 3, 3, 4, 6)]
-    maps = slot_maps(logits, 3, (6, 8))
-    assert maps.shape == (1, 3, 6, 8)
+def test_conditioned_prompts_hold_the_slots(backbone):
+    module = inversion(backbone)
+    assert module.prompt.shape == backbone.prompt.shape
+    assert torch.equal(module.prompt[0, 1:7], module.embeddings.flatten(0, 1))
+    assert torch.equal(module.prompt[0, 7:], backbone.prompt[0, 7:])
+    assert torch.equal(inversion(backbone, conditioned=False).prompt, backbone.prompt)
+
+
+def test_the_state_dict_is_the_embeddings_alone(backbone):
+    for known in (None, torch.randn(2, 3, 24)):
+        module = inversion(backbone, known=known)
+        assert list(module.state_dict()) == ["embeddings"]
+        assert [name for name, _ in module.named_parameters()] == ["embeddings"]
+        assert list(module.children()) == []
+        fit(module, steps=1)
+        assert list(module.state_dict()) == ["embeddings"]
+
+
+def test_a_state_dict_restores_the_prompt(backbone):
+    module, other = inversion(backbone), inversion(backbone, seed=1)
+    fit(module, steps=2)
+    assert not torch.equal(module.prompt, other.prompt)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(module.prompt, other.prompt)
+
+
+def test_the_backbone_is_left_as_it_was(backbone):
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    fit(inversion(backbone, diffusion_weight=0.1), steps=2)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_slots_of_earlier_objects_stay_as_they_are(backbone):
+    mask = np.zeros_like(MASK)
+    mask[40:64, 48:96] = 7
+    known = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(3))
+    module = inversion(backbone, mask, known=known.clone())
+    assert module.embeddings.shape == (1, 3, 24)
+    assert torch.equal(module.all_embeddings[:2], known)
+    assert torch.equal(module.prompt[0, 1:7], known.flatten(0, 1))
+    fit(module, steps=3, tolerance=0.0)
+    assert torch.equal(module.all_embeddings[:2], known)
+    assert module.losses[-1] < module.losses[0]
+
+
+def test_background_and_other_objects_share_a_channel_of_the_loss(backbone):
+    mask = np.zeros_like(MASK)
+    mask[40:64, 48:96], mask[:16, :16] = 7, 3
+    module = inversion(backbone, mask, known=torch.randn(2, 3, 24), object_ids=[7], views=0)
+    batch = prepared(module)
+    assert batch.labels.shape[1] == 2
+    expected = torch.from_numpy(mask == 7).float().unflatten(0, (-1, 8)).unflatten(2, (-1, 8)).mean((1, 3))
+    assert torch.equal(batch.labels[0, 1], expected)
+    assert torch.allclose(batch.labels.sum(1), torch.ones(()))
+    maps = module._maps(batch, module.attend(batch))
+    assert maps.shape == batch.labels.shape
     assert torch.allclose(maps.sum(1), torch.ones(()), atol=1e-5)
 
 
-def test_slots_at_tracking_time_say_what_they_said_when_learned(backbone):
-    """The same queries and embeddings, by the keys that an adapter holds and by those of the whole prompt."""
-    embeddings = torch.randn(2, 3, 24)
-    queries = torch.randn(1, 4, 5, 6, 8)
-    layers = self_attention_layers(backbone.unet)
-    attention = layers[CROSS[0]][1].attn2
-    held = slot_keys({CROSS[0]: attention}, appearances({0: [5]}, 77), [embeddings])[0]
-    dim = held.keys[CROSS[0]].shape[-1]
-    queries = torch.randn(attention.heads, 5, 6, dim)
-    likely = slot_probabilities({CROSS[0]: queries}, held, [5], (5, 6))
-    keys = attention.to_k(with_slots(backbone.condition().float(), embeddings)).unflatten(
-        2, (attention.heads, -1)
-    )
-    logits = torch.einsum("hyxd,thd->hyxt", queries, keys[0, 1:7]) / dim**0.5
-    assert torch.allclose(likely, slot_maps([logits[None]], 2, (5, 6))[0], atol=1e-5)
+def test_labels_of_mirrored_views_are_mirrored(backbone):
+    """The object is the only bright thing, so labels are the fraction of bright pixels."""
+    mask = np.zeros_like(MASK)
+    mask[16:48, 8:40] = 1
+    frame = np.where(mask[..., None] > 0, np.uint8(250), np.uint8(20)).repeat(3, 2)
+    module = TextualInversion(backbone, frame, mask, PromptOptions(views=2))
+    batch = prepared(module)
+    assert module._views[2].flipped
+    for view, labels in zip(module._views, batch.labels, strict=True):
+        bright = F.avg_pool2d((view.image[:1] > 0.5).float(), 8)[0]
+        assert (bright - labels[1]).abs().max() < 0.3
+        assert (bright - labels[1].flip(-1)).abs().max() > 0.9, "otherwise a missing flip would not show"
 
 
-def test_an_object_without_a_slot_is_neither_likely_nor_unlikely():
-    held = SlotKeys({"a": torch.randn(2, 4, 8)}, (0, 3))
-    likely = slot_probabilities({"a": torch.randn(2, 5, 6, 8)}, held, [3, 8], (5, 6))
-    assert torch.allclose(likely[2], torch.full((5, 6), 0.5))
+def test_slots_are_shortened_where_a_prompt_cannot_hold_them(backbone):
+    assert inversion(backbone, tokens=36).embeddings.shape == (2, 36, 24)
+    three = np.zeros_like(MASK)
+    three[:16], three[16:32], three[32:48] = 1, 2, 3
+    assert inversion(backbone, three, tokens=36).embeddings.shape == (4, 19, 24)
+    assert inversion(backbone, three, tokens=2).embeddings.shape == (4, 2, 24)
+    assert inversion(backbone, three, tokens=36).prompt.shape == backbone.prompt.shape
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 5), st.floats(0, 2), st.integers(0, 99))
-def test_evidence_keeps_labels_that_sum_to_one(channels, weight, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels, likely = (torch.rand(channels, 4, 5, generator=generator).softmax(0) for _ in range(2))
-    weighed = with_evidence(labels, likely, weight)
-    assert torch.allclose(weighed.sum(0), torch.ones(4, 5), atol=1e-5)
-    assert torch.allclose(with_evidence(labels, likely, 0.0), labels, atol=1e-5)
-    if weight > 0.1:
-        more = likely.clamp(min=0.02)
-        ratio = (weighed[0] / weighed[1]) / (labels[0] / labels[1])
-        assert torch.allclose(ratio, (more[0] / more[1]) ** weight, rtol=1e-3)
+def test_layers_are_chosen_by_default(backbone, checkpoint):
+    assert inversion_layers(backbone, PromptOptions()) == (LAYERS[:1], SELF)
+    single = load(checkpoint, layers=LAYERS[1:])
+    assert inversion_layers(single, PromptOptions()) == (LAYERS[1:], LAYERS[0])
+    chosen = PromptOptions(cross_layers=LAYERS, self_layer=LAYERS[1])
+    assert inversion_layers(backbone, chosen) == (LAYERS, LAYERS[1])
+    reversed_order = load(checkpoint, layers=LAYERS[::-1])
+    assert inversion_layers(reversed_order, PromptOptions()) == (LAYERS[:1], SELF)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cross_layers": ["nowhere"]}, "textual_inversion.cross_layers=nowhere.*" + LAYERS[1]),
+        ({"self_layer": "nowhere"}, "textual_inversion.self_layer=nowhere.*" + LAYERS[1]),
+        (
+            {"cross_layers": [SELF], "slot_weight": 0.1},
+            f"textual_inversion.cross_layers={SELF}.*slot_weight.*backbone.layers",
+        ),
+    ],
+)
+def test_layers_that_the_backbone_does_not_have_are_refused(backbone, options, message):
+    with pytest.raises(OptionError, match=message):
+        inversion(backbone, **options)
+
+
+def test_slot_maps_of_layers_without_features_can_still_be_optimised(backbone):
+    assert inversion(backbone, cross_layers=[SELF]).cross_layers == [SELF]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("tokens", 0),
+        ("views", -1),
+        ("refresh", -1),
+        ("steps", 0),
+        ("patience", 1.5),
+        ("self_weight", -1),
+        ("diffusion_weight", float("nan")),
+        ("slot_weight", "high"),
+        ("tolerance", -0.1),
+        ("learning_rate", 0),
+        ("conditioned", "perhaps"),
+    ],
+)
+def test_options_out_of_range_are_named(option, value):
+    with pytest.raises(OptionError, match=f"textual_inversion.{option}={value}"):
+        PromptOptions(**{option: value})
+
+
+def test_a_backbone_without_prompt_is_named_in_one_line():
+    with pytest.raises(OptionError, match="textual inversion.*ColourBackbone has none") as error:
+        TextualInversion(ColourBackbone(), FRAME, MASK)
+    assert "\n" not in str(error.value)
+
+
+def test_initial_embeddings_and_views_depend_on_the_seed(backbone):
+    first, again, other = (inversion(backbone, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.embeddings, again.embeddings)
+    assert not torch.equal(first.embeddings, other.embeddings)
+    assert torch.equal(prepared(first).latents, prepared(again).latents)
+    assert not torch.equal(prepared(first).latents, prepared(other).latents)
+
+
+def test_views_stay_within_reach_of_the_frame(backbone):
+    module = inversion(backbone, views=3)
+    expected = augmented_views(FRAME, MASK, count=3, reach=5 * 8, stride=8, seed=0)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(module._views, expected, strict=True))

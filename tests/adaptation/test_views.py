@@ -1,4 +1,4 @@
-"""Augmented views: their masks, their reach and their light are what they say."""
+"""Augmented views: their masks, their reach and their brightness."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_the_first_view_is_the_frame_itself():
     assert not view.flipped
 
 
-def test_masks_move_with_their_pictures():
-    """The square is the one bright thing of the frame: in every view it is where the mask says."""
+def test_masks_are_warped_with_their_images():
+    """The square is the only bright thing of the frame, in every view."""
     for view in views_of(6, 24)[1:]:
         image = view.image.flip(-1) if view.flipped else view.image
         bright = image[0, :61, :90] > 0.5
@@ -41,19 +41,19 @@ def test_masks_move_with_their_pictures():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([8, 24, 40]))
-def test_reachable_places_are_near_where_they_were(seed, reach):
-    """Two pictures of coordinates, warped as the frame is, say where each pixel came from."""
+def test_reachable_pixels_come_from_within_reach(seed, reach):
+    """A frame whose colours are coordinates shows where each pixel came from."""
     rows, columns = np.mgrid[:61, :90]
     coordinates = np.stack([rows, columns, np.zeros_like(rows)], -1).astype(np.uint8)
     view = augmented_views(coordinates, CLIP.given[0], count=1, reach=reach, stride=8, seed=seed)[1]
     source = view.image[:2, :61, :90] * 255
     gain = source[:, view.reachable] / torch.tensor(coordinates)[view.reachable][:, :2].T.clamp(min=1)
-    light = gain.median(dim=1).values  # the light multiplies what the picture says
-    moved = (source / light[:, None, None] - torch.tensor(coordinates).permute(2, 0, 1)[:2]).abs()
+    tint = gain.median(dim=1).values  # brightness and tint multiply each channel
+    moved = (source / tint[:, None, None] - torch.tensor(coordinates).permute(2, 0, 1)[:2]).abs()
     assert (moved[:, view.reachable] <= reach + 8).float().mean() > 0.9
 
 
-def test_a_seed_gives_the_same_views_and_another_gives_others():
+def test_views_depend_on_the_seed_only():
     first, again, other = (views_of(2, 24, seed)[2].image for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,4 +1,4 @@
-"""A clip of one's own: what is to be followed in it, and every way to get that wrong."""
+"""A clip from a video file or folder: masks, boxes, clicks, keypoints, and errors about each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     write_video(folder / "clip.mp4", CLIP.frames)
     write_mask(folder / "ids.png", CLIP.truth[0])
     Image.fromarray(CLIP.truth[0] * 255).save(folder / "binary.png")
-    Image.fromarray(np.dstack([CLIP.truth[0] * 255] * 3)).save(folder / "drawn.png")
+    Image.fromarray(np.dstack([CLIP.truth[0] * 255] * 3)).save(folder / "rgb.png")
     write_mask(folder / "large.png", np.ones((96, 128), np.uint8))
     write_mask(folder / "later.png", CLIP.truth[4] * 3)
     (folder / "frames").mkdir()
@@ -29,9 +29,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mask", ["ids.png", "binary.png", "drawn.png"])
+@pytest.mark.parametrize("mask", ["ids.png", "binary.png", "rgb.png"])
 @pytest.mark.parametrize("path", ["clip.mp4", "frames"])
-def test_a_mask_as_people_have_them(folder, path, mask):
+def test_a_mask_of_ids_or_in_black_and_white(folder, path, mask):
     (clip,) = Video(folder / path, mask=folder / mask).predict_dataloader()
     assert (clip.name, len(clip), clip.start) == (path.removesuffix(".mp4"), 6, 0)
     assert np.array_equal(clip.given[0], CLIP.truth[0])
@@ -57,78 +57,86 @@ def test_a_box_clicks_and_keypoints(folder, tmp_path):
     first, second = clip.prompts[0]
     assert (first.object_id, first.box, first.inside) == (1, (2, 3, 30, 40), (True, False, False))
     assert (second.object_id, second.box, second.inside) == (2, (31, 3, 60, 40), (False, True, False))
-    assert [(one.name, one.x) for one in clip.keypoints[0]] == [("nose", 3)]
+    assert [(point.name, point.x) for point in clip.keypoints[0]] == [("nose", 3)]
     assert clip.keypoints[2][0].x == 5.5
 
 
-def test_objects_in_boxes_are_numbered_behind_those_of_masks(folder):
+def test_boxes_are_numbered_after_the_objects_of_masks(folder):
     (clip,) = Video(
         folder / "clip.mp4", masks={4: str(folder / "later.png")}, box=[2, 3, 30, 40]
     ).predict_dataloader()
-    assert [one.object_id for one in clip.prompts[0]] == [4]
+    assert [prompt.object_id for prompt in clip.prompts[0]] == [4]
 
 
-def test_frames_are_taken_in_the_order_of_their_numbers(tmp_path, folder):
+def test_frames_are_in_natural_order(tmp_path, folder):
     for number in (2, 10, 1):
         Image.fromarray(CLIP.frames[0]).save(tmp_path / f"frame{number}.png")
     (clip,) = Video(tmp_path, box=[2, 3, 30, 40]).predict_dataloader()
     assert clip.frame_names == ["frame1", "frame2", "frame10"]
     Image.fromarray(CLIP.frames[0]).save(tmp_path / "frame2.jpg")
-    with pytest.raises(InputError, match=r"two pictures of this name"):
+    with pytest.raises(InputError, match=r"frame2\.jpg: same frame name as frame2\.png"):
         Video(tmp_path, box=[2, 3, 30, 40]).setup()
 
 
-def test_one_box_and_clicks_without_labels():
+def test_a_box_and_clicks_without_labels():
     (prompt,) = object_prompts([1, 2, 3, 4], [[2, 3]], None)
     assert (prompt.object_id, prompt.box, prompt.inside) == (1, (1, 2, 3, 4), (True,))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({}, r"mask=null: allowed is a PNG of what is to be followed"),
+        ({}, r"mask=null: allowed is a PNG with the objects to track"),
         ({"mask": "none.png"}, r"none\.png: no such mask"),
         ({"mask": "large.png"}, r"large\.png: the mask is 128 x 96, but its frame is 64 x 48"),
-        ({"masks": {9: "ids.png"}}, r"given for frame 9, but the clip's frames are 0 to 5"),
+        ({"masks": {9: "ids.png"}}, r"ids\.png: given for frame 9, but the clip has frames 0 to 5"),
         ({"masks": {-1: "ids.png"}}, r"masks=-1: allowed is a whole number"),
         ({"box": [0, 0, 70, 40]}, r"inside the frame of 64 x 48 pixels"),
         ({"box": [5, 5, 5, 40]}, r"x0 < x1"),
         ({"box": [5, 5, 8]}, r"\[x0,y0,x1,y1\], in pixels"),
+        ({"box": [float("nan"), 5, 8, 9]}, r"box=\[nan, 5, 8, 9\]: allowed is \[x0,y0,x1,y1\], in pixels"),
+        ({"box": [0, 0, float("inf"), 9]}, r"\[x0,y0,x1,y1\], in pixels"),
+        ({"points": [[float("nan"), 5]]}, r"\[\[x,y\],...\], in pixels"),
         ({"points": [[64, 5]]}, r"points=\[64,5\]: allowed is inside the frame"),
         ({"points": [5, 5]}, r"\[\[x,y\],...\], in pixels"),
-        ({"points": [[5, 5]], "labels": [1, 2]}, r"one for each of the 1 points"),
+        ({"points": [[5, 5]], "labels": [1, 2]}, r"one label for each of the 1 points"),
         ({"points": [[5, 5]], "labels": [0]}, r"for at least one point"),
         ({"keypoints": "none.csv"}, r"none\.csv: no such file of keypoints"),
-        ({"mask": "ids.png", "masks": {0: "ids.png"}}, r"null where data.masks has one for frame 0"),
+        ({"mask": "ids.png", "masks": {0: "ids.png"}}, r"null, because data.masks has a mask for frame 0"),
         ({"mask": "ids.png", "max_side": 3}, r"max_side=3"),
     ],
 )
-def test_bad_input_is_named(folder, options, said):
+def test_invalid_options_are_errors(folder, options, message):
     files = {"mask", "keypoints"}
-    placed = {k: str(folder / v) if k in files else v for k, v in options.items()}
-    if "masks" in placed:
-        placed["masks"] = {k: str(folder / v) for k, v in placed["masks"].items()}
-    with pytest.raises((InputError, OptionError), match=said):
-        Video(folder / "clip.mp4", **placed).setup()
+    options = {k: str(folder / v) if k in files else v for k, v in options.items()}
+    if "masks" in options:
+        options["masks"] = {k: str(folder / v) for k, v in options["masks"].items()}
+    with pytest.raises((InputError, OptionError), match=message) as raised:
+        Video(folder / "clip.mp4", **options).setup()
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("path", [None, "none.mp4"])
-def test_a_path_is_needed(path):
+def test_a_path_is_required(path):
     with pytest.raises(OptionError, match="path="):
         Video(path, box=[0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("content", "message"),
     [
-        ("a,b\n1,2\n", "must name the columns"),
-        ("x,y\n1,2\nthree,4\n", "line 3: is no point: three,4"),
-        ("x,y\n", "holds no point"),
-        ("", "must name the columns"),
-        ("point,x,y\na,1,2\na,3,4\n", "two points of one name"),
+        (b"a,b\n1,2\n", "must name the columns"),
+        (b"x,y\n1,2\nthree,4\n", "line 3: not a point: three,4"),
+        (b"x,y\n", "contains no point"),
+        (b"", "must name the columns"),
+        (b"point,x,y\na,1,2\na,3,4\n", "two points with the same name"),
+        ("point,x,y\nmüde,1,2\n".encode("latin-1"), "not a CSV file in UTF-8"),
+        (bytes(range(256)), "not a CSV file in UTF-8"),
+        (b"x,y\n1,2\n" + b"a" * 200_000 + b",3\n", "not a CSV file in UTF-8"),
     ],
 )
-def test_a_table_of_points_that_is_none(tmp_path, text, said):
-    (tmp_path / "points.csv").write_text(text)
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_keypoint_file_is_an_error(tmp_path, content, message):
+    (tmp_path / "points.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"points\.csv.*{message}") as raised:
         read_keypoints(tmp_path / "points.csv")
+    assert "\n" not in str(raised.value)

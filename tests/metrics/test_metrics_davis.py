@@ -1,4 +1,4 @@
-"""`DavisScore`: what is scored, how it is averaged, and that no order or split changes it."""
+"""`DavisScore`: scored frames, averaging, and invariance to the order and distribution of updates."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ Update = tuple[Tensor, Tensor, dict[str, Any]]
 def place(
     frame: int = 1, frames: int = 3, objects: Sequence[int] = (1,), sequence: str = "cow"
 ) -> dict[str, Any]:
-    """What `update` wants besides the masks."""
+    """Keyword arguments of `update`."""
     return {"sequence": sequence, "frame": frame, "frames": frames, "objects": list(objects)}
 
 
 def random_ids(generator: np.random.Generator, objects: list[int]) -> Tensor:
     mask = np.zeros(SIZE, dtype=np.uint8)
-    for one in objects:
+    for object_id in objects:
         top, left = generator.integers(0, 16, 2)
-        mask[top : top + generator.integers(3, 12), left : left + generator.integers(3, 16)] = one
+        mask[top : top + generator.integers(3, 12), left : left + generator.integers(3, 16)] = object_id
     return torch.from_numpy(mask)
 
 
 def make_updates(seed: int = 0) -> list[Update]:
-    """One update per frame of three sequences: random masks, and predictions a little beside them."""
+    """One update per frame of three sequences: random masks, and predictions shifted by up to 2 pixels."""
     generator = np.random.default_rng(seed)
     updates = []
     for name, objects in OBJECTS.items():
@@ -61,20 +61,20 @@ def scores_of(updates: list[Update], sequences: tuple[str, ...] = ("bear", "cow"
     score = DavisScore(sequences)
     for prediction, truth, where in updates:
         score.update(prediction, truth, **where)
-    with warnings.catch_warnings():  # torchmetrics warns of a compute before any update
+    with warnings.catch_warnings():  # torchmetrics warns when compute is called before update
         warnings.simplefilter("ignore", UserWarning)
         return score.compute()
 
 
 def two_masks(objects: int = 1, agree: bool = True) -> tuple[Tensor, Tensor]:
     truth = torch.zeros(SIZE, dtype=torch.uint8)
-    for one in range(1, objects + 1):
-        truth[2:10, 7 * one - 5 : 7 * one] = one
+    for object_id in range(1, objects + 1):
+        truth[2:10, 7 * object_id - 5 : 7 * object_id] = object_id
     return (truth.clone() if agree else torch.zeros_like(truth)), truth
 
 
 class TestScores:
-    def test_are_those_of_the_functions(self) -> None:
+    def test_match_the_functional_metrics(self) -> None:
         updates = make_updates()
         scores = scores_of(updates)
         assert len(scores.objects) == 6
@@ -86,10 +86,10 @@ class TestScores:
                 expected = statistics(torch.stack([measure(*pair) for pair in masks]))
                 assert astuple(found) == pytest.approx(astuple(expected), abs=1e-12)
         assert {(s.sequence, s.object_id) for s in scores.objects} == {
-            (name, one) for name, objects in OBJECTS.items() for one in objects
+            (name, object_id) for name, objects in OBJECTS.items() for object_id in objects
         }
 
-    def test_every_object_counts_the_same(self) -> None:
+    def test_objects_are_weighted_equally(self) -> None:
         scores = scores_of(make_updates())
         assert len(scores.objects) == 6
         assert 0 < scores.jaccard.recall < 1
@@ -112,7 +112,7 @@ class TestScores:
                 assert getattr(getattr(eel, measure), statistic) == pytest.approx(np.mean(values), abs=1e-12)
         assert eel.j_and_f == pytest.approx(np.mean([score.j_and_f for score in eel.objects]))
 
-    def test_an_object_that_the_prediction_lacks_has_an_empty_one(self) -> None:
+    def test_an_object_missing_from_the_prediction_scores_zero(self) -> None:
         _, truth = two_masks(objects=2)
         prediction = torch.where(truth == 2, 0, truth)
         where = place(objects=[1, 2])
@@ -125,7 +125,7 @@ class TestScores:
         where = place()
         assert scores_of([(empty, empty, where)]).j_and_f == 1
 
-    def test_ids_that_are_not_asked_for_are_background(self) -> None:
+    def test_unlisted_ids_are_background(self) -> None:
         prediction, truth = two_masks(objects=3)
         where = place(objects=[2])
         scores = scores_of([(prediction, truth, where)])
@@ -143,7 +143,7 @@ class TestScores:
         for kind in (torch.int64, torch.int32, torch.bool):
             assert scores_of([(prediction.to(kind), truth, where)]).j_and_f == 1
 
-    def test_tolerance_is_handed_on(self) -> None:
+    def test_tolerance_is_applied(self) -> None:
         _, truth = two_masks()
         where = place()
         values = []
@@ -173,7 +173,7 @@ class TestFrames:
             assert scores.j_and_f == 1
 
     @pytest.mark.parametrize("frames", [1, 2])
-    def test_clips_without_a_score_count_nowhere(self, frames: int) -> None:
+    def test_unscored_clips_are_excluded_from_means(self, frames: int) -> None:
         wrong = two_masks(agree=False)
         short = [(*wrong, place(frame=t, frames=frames)) for t in range(frames)]
         right = (*two_masks(), place(sequence="bear"))
@@ -206,35 +206,35 @@ class TestMerging:
         shuffler.shuffle(shuffled)
         assert scores_of(shuffled) == scores_of(updates)
 
-    def test_time_order_does_matter_for_decay(self) -> None:
-        """The frames are put in order by their index, not by that of the calls."""
+    def test_decay_uses_the_order_of_frame_indices(self) -> None:
+        """Frames are sorted by index, not by the order of updates."""
         right, wrong = two_masks(), two_masks(agree=False)
         updates = [(*(right if t < 3 else wrong), place(frame=t, frames=6)) for t in reversed(range(6))]
         assert scores_of(updates).jaccard.decay == 1
 
-    @pytest.mark.parametrize("shares", [1, 2, 3, 50])
-    def test_processes_merge_to_one(self, shares: int) -> None:
-        """As torchmetrics merges: the rows of all processes, gathered by a stand-in for its collective."""
+    @pytest.mark.parametrize("processes", [1, 2, 3, 50])
+    def test_merging_across_processes(self, processes: int) -> None:
+        """With a fake `dist_sync_fn` that returns the rows of all processes."""
         updates = make_updates()
         gathered: list[Tensor] = []
         options: dict[str, Any] = {
             "dist_sync_fn": lambda *_, **__: gathered,
             "distributed_available_fn": lambda: True,
         }
-        ranks = [DavisScore(["bear", "cow", "eel"], **options) for _ in range(shares)]
+        ranks = [DavisScore(["bear", "cow", "eel"], **options) for _ in range(processes)]
         for number, (prediction, truth, where) in enumerate(updates):
-            ranks[number % shares].update(prediction, truth, **where)
+            ranks[number % processes].update(prediction, truth, **where)
         gathered += [dim_zero_cat(rank.rows) for rank in ranks]  # with more ranks than frames, some are empty
         assert len({rows.shape[1:] for rows in gathered}) == len({rows.dtype for rows in gathered}) == 1
         assert ranks[0].compute() == scores_of(updates)
-        assert torch.equal(dim_zero_cat(ranks[0].rows), gathered[0])  # its own rows are back
+        assert torch.equal(dim_zero_cat(ranks[0].rows), gathered[0])  # unsynced again
 
-    def test_forward_adds_to_the_same_scores(self) -> None:
+    def test_forward_accumulates(self) -> None:
         updates = make_updates()
         score = DavisScore(["bear", "cow", "eel"])
         for prediction, truth, where in updates:
-            alone = score(prediction, truth, **where)
-            assert len(alone.objects) == (
+            frame_score = score(prediction, truth, **where)
+            assert len(frame_score.objects) == (
                 len(where["objects"]) if where["frame"] in scored_frames(where["frames"]) else 0
             )
         assert score.compute() == scores_of(updates)
@@ -243,7 +243,7 @@ class TestMerging:
         updates = make_updates()
         assert scores_of([*updates, *updates[:9], *updates[:4]]) == scores_of(updates)
 
-    def test_a_repeated_frame_that_differs_counts_with_its_mean(self) -> None:
+    def test_differing_repeats_of_a_frame_are_averaged(self) -> None:
         right, wrong = two_masks(), two_masks(agree=False)
         updates = [
             (*(wrong if number == 0 else right), place(frame=t, frames=4))
@@ -252,7 +252,7 @@ class TestMerging:
         (score,) = scores_of(updates).objects
         assert (score.frames, score.jaccard.mean) == (2, 0.75)
 
-    def test_reset_forgets(self) -> None:
+    def test_reset_clears_scores(self) -> None:
         score = DavisScore(["cow"])
         where = place()
         score.update(*two_masks(agree=False), **where)
@@ -262,7 +262,7 @@ class TestMerging:
         assert score.compute().j_and_f == 1
         assert dim_zero_cat(DavisScore(["cow"]).rows).tolist() == []  # no state is shared between scores
 
-    def test_survives_pickling_halfway(self) -> None:
+    def test_pickling_preserves_state(self) -> None:
         updates = make_updates()
         score = DavisScore(["bear", "cow", "eel"])
         for number, (prediction, truth, where) in enumerate(updates):
@@ -272,7 +272,7 @@ class TestMerging:
         assert score.compute() == scores_of(updates)
         assert pickle.loads(pickle.dumps(score.compute())) == score.compute()
 
-    def test_compute_in_between_changes_nothing(self) -> None:
+    def test_compute_between_updates(self) -> None:
         updates = make_updates()
         score = DavisScore(["bear", "cow", "eel"])
         for prediction, truth, where in updates:
@@ -282,20 +282,20 @@ class TestMerging:
 
 
 def run_process(rank: int, meeting: str, results: str) -> None:
-    """One of two processes. They share the first score's frames; all of the second's are with one."""
+    """Runs in each of two processes. `split` is updated by both of them, `single` only by rank 1."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    shared, lonely = DavisScore(["bear", "cow", "eel"]), DavisScore(["bear", "cow", "eel"])
+    split, single = DavisScore(["bear", "cow", "eel"]), DavisScore(["bear", "cow", "eel"])
     for number, (prediction, truth, where) in enumerate(make_updates()):
         if number % 3 == rank or number % 3 == 2:  # a third of the frames is scored by both
-            shared.update(prediction, truth, **where)
+            split.update(prediction, truth, **where)
         if rank == 1:
-            lonely.update(prediction, truth, **where)
-    Path(results, f"{rank}.pickle").write_bytes(pickle.dumps([shared.compute(), lonely.compute()]))
+            single.update(prediction, truth, **where)
+    Path(results, f"{rank}.pickle").write_bytes(pickle.dumps([split.compute(), single.compute()]))
     torch.distributed.destroy_process_group()
 
 
-def test_real_processes_agree(tmp_path: Path) -> None:
+def test_two_gloo_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_process, args=(f"file://{tmp_path / 'meeting'}", str(tmp_path)), nprocs=2)
     expected = scores_of(make_updates())
     for rank in range(2):
@@ -304,32 +304,32 @@ def test_real_processes_agree(tmp_path: Path) -> None:
 
 class TestErrors:
     @pytest.mark.parametrize("frame", [0, 1, 2])
-    def test_sizes_differ(self, frame: int) -> None:
+    def test_size_mismatch(self, frame: int) -> None:
         prediction, truth = two_masks()
         with pytest.raises(InputError, match=f"cow, frame {frame}: the prediction is 24 x 31, .* is 31 x 24"):
             DavisScore(["cow"]).update(prediction.T, truth, **place(frame=frame))
 
-    def test_a_batch_is_refused(self) -> None:
+    def test_batches_are_rejected(self) -> None:
         prediction, truth = two_masks()
         with pytest.raises(InputError, match="cow, frame 1"):
             DavisScore(["cow"]).update(prediction[None], truth[None], **place())
 
     def test_unknown_sequence(self) -> None:
-        with pytest.raises(InputError, match=r"cow: is not among the sequences of this score \(bear, eel\)"):
+        with pytest.raises(InputError, match="cow: unknown sequence, expected one of bear, eel"):
             DavisScore(["bear", "eel"]).update(*two_masks(), **place())
 
     @pytest.mark.parametrize("frame", [-1, 3])
     def test_frame_outside_the_clip(self, frame: int) -> None:
-        with pytest.raises(ValueError, match=f"frame {frame} is not one of the clip's 3 frames"):
+        with pytest.raises(ValueError, match=f"frame {frame} is out of range, the clip has 3 frames"):
             DavisScore(["cow"]).update(*two_masks(), **place(frame=frame))
 
     @pytest.mark.parametrize("objects", [[0], [1, 1], [-2], [256]])
-    def test_impossible_objects(self, objects: list[int]) -> None:
-        with pytest.raises(ValueError, match="objects must be ids from 1 to 255, each once"):
+    def test_invalid_objects(self, objects: list[int]) -> None:
+        with pytest.raises(ValueError, match="objects must be unique ids from 1 to 255"):
             DavisScore(["cow"]).update(*two_masks(), **place(objects=objects))
 
     def test_options(self) -> None:
-        with pytest.raises(OptionError, match="sequences=.*each sequence once"):
+        with pytest.raises(OptionError, match="sequences=.*without duplicates"):
             DavisScore(["cow", "cow"])
         with pytest.raises(OptionError, match="tolerance=-0.1"):
             DavisScore(["cow"], tolerance=-0.1)

@@ -1,4 +1,4 @@
-"""`score_folders` and its command: what they read, and what they refuse."""
+"""`score_folders` and `python -m drift.metrics`: accepted layouts, scores and error messages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ SIZE = (20, 30)
 
 
 def picture(*objects: int, shift: int = 0) -> np.ndarray:
-    """Each object is a square at a place of its own."""
+    """A mask with one rectangle per object; rectangles do not overlap."""
     mask = np.zeros(SIZE, dtype=np.uint8)
-    for one in objects:
-        mask[4:12, 9 * (one - 1) + shift : 9 * (one - 1) + 7 + shift] = one
+    for object_id in objects:
+        left = 9 * (object_id - 1) + shift
+        mask[4:12, left : left + 7] = object_id
     return mask
 
 
@@ -40,7 +41,7 @@ def write_sequence(folder: Path, masks: list[np.ndarray]) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Predictions and annotations of `cow` (one object, right) and `eel` (two, the second shifted by one)."""
+    """Predictions and annotations of `cow` (one object, correct) and `eel` (two, the second shifted by 1 px)."""
     predictions, annotations = tmp_path / "predictions", tmp_path / "annotations"
     write_sequence(annotations / "cow", [picture(1)] * 5)
     write_sequence(predictions / "cow", [picture(1)] * 5)
@@ -85,11 +86,11 @@ class TestScoring:
             if frame < 3:
                 assert score_folders(*folders).objects[0].jaccard.mean == pytest.approx(before - 1 / 3)
 
-    def test_other_files_are_left_alone(self, folders: tuple[Path, Path]) -> None:
+    def test_other_files_are_ignored(self, folders: tuple[Path, Path]) -> None:
         expected = score_folders(*folders)
         for folder in folders:
             (folder / "readme.txt").write_text("not a sequence")
-            (folder / "cow" / "._00000.png").write_text("no image, but a file manager's leftover")
+            (folder / "cow" / "._00000.png").write_text("a resource fork, not an image")
         (folders[1] / ".cache").mkdir()
         (folders[0] / "other").mkdir()
         assert score_folders(*folders) == expected
@@ -170,7 +171,7 @@ FAULTS = {
     ),
     "no annotation": (
         lambda root: [f.unlink() for f in (root / "annotations/eel").iterdir()],
-        "eel: holds no PNG",
+        "eel: no PNG files found",
     ),
     "wrong size": (
         replace("predictions/eel/00001.png", picture(1)[:, :-1]),
@@ -187,19 +188,19 @@ FAULTS = {
     ),
     "missing object": (
         empty("predictions/eel"),
-        r"predictions/eel: none .* object 2 of .*annotations/eel/00000\.png",
+        r"predictions/eel: no mask contains object 2 of .*annotations/eel/00000\.png",
     ),
     "missing object and first frame": (
         lambda root: (empty("predictions/eel")(root), remove("predictions/eel/00000.png")(root)),
-        r"predictions/eel: none .* object 2 of .*annotations/eel/00000\.png",
+        r"predictions/eel: no mask contains object 2 of .*annotations/eel/00000\.png",
     ),
     "unknown object": (
         replace("predictions/eel/00002.png", picture(1, 2, 3)),
-        r"predictions/eel/00002\.png: holds object 3, but annotated is only 1, 2",
+        r"predictions/eel/00002\.png: contains object 3, but the annotated objects are 1, 2",
     ),
     "nothing annotated": (
         replace("annotations/eel/00000.png", picture()),
-        r"annotations/eel/00000\.png: the first annotation holds no object",
+        r"annotations/eel/00000\.png: the first annotation contains no object",
     ),
 }
 
@@ -212,7 +213,7 @@ class TestFaults:
         with pytest.raises(InputError, match=message):
             score_folders(*folders)
 
-    def test_end_the_command_with_one_line(
+    def test_command_prints_one_line(
         self, fault: str, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         FAULTS[fault][0](folders[0].parent)
@@ -224,12 +225,12 @@ class TestFaults:
 
 
 class TestMoreErrors:
-    def test_an_object_lost_at_once_is_no_missing_one(self, folders: tuple[Path, Path]) -> None:
+    def test_an_object_lost_immediately_is_scored(self, folders: tuple[Path, Path]) -> None:
         for frame in (1, 2, 3):
             write_mask(folders[0] / "eel" / f"{frame:05d}.png", picture(1))
-        assert score_folders(*folders).objects[-1].j_and_f == 0  # the first frame still shows it
+        assert score_folders(*folders).objects[-1].j_and_f == 0  # still in the first prediction
 
-    def test_foreground_without_the_option_is_told(self, folders: tuple[Path, Path]) -> None:
+    def test_foreground_of_255_suggests_binary(self, folders: tuple[Path, Path]) -> None:
         write_mask(folders[1] / "cow" / "00000.png", 255 * picture(1))
         with pytest.raises(InputError, match=r"cow/00000\.png: .*--binary"):
             score_folders(*folders)
@@ -239,7 +240,7 @@ class TestMoreErrors:
             score_folders(folders[0], tmp_path / "nowhere")
         with pytest.raises(InputError, match="nowhere/cow: no such folder"):
             score_folders(tmp_path / "nowhere", folders[1])
-        with pytest.raises(InputError, match="cow: holds no folder of a sequence"):
+        with pytest.raises(InputError, match="cow: no sequence folders found"):
             score_folders(folders[0], folders[1] / "cow")
         with pytest.raises(InputError, match="annotations/gnu: no such folder"):
             score_folders(*folders, sequences=["gnu"])
@@ -275,7 +276,7 @@ class TestCommand:
         assert output.err == ""
         assert "not scored" not in output.out
 
-    def test_lists_what_is_unscored(
+    def test_lists_unscored_sequences(
         self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         write_sequence(folders[1] / "ant[red]", [picture(1)] * 2)
@@ -319,7 +320,7 @@ class TestCommand:
         assert [(row["sequence"], row["object"]) for row in read_csv(file)] == [("cow", "1"), ("eel", "1")]
 
     @pytest.mark.parametrize("target", ["nowhere/scores.csv", "."])
-    def test_csv_that_cannot_be_written(
+    def test_unwritable_csv(
         self, folders: tuple[Path, Path], tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main([*map(str, folders), "--csv", str(tmp_path / target)]) == 2
@@ -334,15 +335,16 @@ class TestCommand:
         assert stop.value.code == 2
         assert "usage: python -m drift.metrics" in capsys.readouterr().err
 
-    def test_where_to_write_is_checked_before_scoring(
+    def test_csv_folder_is_checked_before_scoring(
         self, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (folders[0] / "cow" / "00001.png").unlink()
         target = tmp_path / "nowhere" / "scores.csv"
         assert main([*map(str, folders), "--csv", str(target)]) == 2
-        assert capsys.readouterr().err == f"error: {target}: no such folder to write to\n"
+        expected = f"error: {target}: cannot be written: its folder does not exist\n"
+        assert capsys.readouterr().err == expected
 
-    def test_help_names_everything(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_lists_all_arguments(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main(["--help"])
         assert stop.value.code == 0
@@ -380,12 +382,12 @@ def real_scores() -> DavisScores:
 def real_data() -> Path:
     folder = os.environ.get("DRIFT_DATA")
     if not folder:
-        pytest.skip("DRIFT_DATA is not set; it names the folder of davis2016/ and osvos/")
+        pytest.skip("DRIFT_DATA is not set to the folder that contains davis2016/ and osvos/")
     return Path(folder)
 
 
 class TestKnownAnswers:
-    """The published masks of OSVOS, as the official code scores them."""
+    """Published OSVOS masks, scored by the official DAVIS code."""
 
     def test_are_reproduced(self, real_scores: DavisScores) -> None:
         answers = {row["sequence"]: row for row in read_csv(real_data() / "osvos" / "known_answers.csv")}
@@ -402,7 +404,7 @@ class TestKnownAnswers:
                         name,
                     )
 
-    def test_mean_is_that_of_the_sequences(self, real_scores: DavisScores) -> None:
+    def test_mean_over_sequences(self, real_scores: DavisScores) -> None:
         answers = read_csv(real_data() / "osvos" / "known_answers.csv")
         for letter, measure in (("J", real_scores.jaccard), ("F", real_scores.boundary)):
             for name in ("mean", "recall", "decay"):

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from drift.errors import OptionError
-from drift.propagation.kernel import attention_maps, propagate
+from drift.propagation.kernel import attention_logits, attention_maps, propagate
 
 
-def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None) -> Tensor:
-    """Every query against every key, then what lies outside is crossed out: the definition, word for word."""
+def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None, exclude_self=False) -> Tensor:
+    """The definition: all pairs of queries and keys, then masks."""
     heads, height, width, _ = queries.shape
     frames = len(keys)
     k = torch.stack(list(keys), 1).reshape(heads, frames * height * width, -1)
@@ -24,6 +24,8 @@ def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None) ->
         row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
         near = ((row[:, None] - row).abs() <= radius) & ((column[:, None] - column).abs() <= radius)
         logits = logits.masked_fill(~near.repeat(1, frames), -torch.inf)
+    if exclude_self:
+        logits = logits.masked_fill(torch.eye(*logits.shape[-2:], dtype=torch.bool), -torch.inf)
     if top_k is not None and top_k < logits.shape[-1]:
         kept = torch.full_like(logits, -torch.inf)
         best = logits.topk(top_k, dim=-1)
@@ -67,6 +69,46 @@ def test_equals_the_dense_reference_at_length(radius, top_k):
     assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
 
 
+@pytest.mark.parametrize("radius", [1, 3, None])
+@pytest.mark.parametrize("top_k", [None, 1, 4])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_query_can_be_kept_from_attending_to_itself(radius, top_k, frames):
+    problem = random_problem(heads=2, height=11, width=19, dim=8, frames=frames, channels=3)
+    problem[1][0] = problem[0] * 9  # each query is most similar to itself
+    options = {"radius": radius, "top_k": top_k, "exclude_self": True}
+    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(2, 19),
+    width=st.integers(2, 19),
+    radius=st.none() | st.integers(1, 20),
+    top_k=st.none() | st.integers(1, 9),
+    exclude_self=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_gradients_equal_those_of_the_dense_reference(height, width, radius, top_k, exclude_self, seed):
+    queries, keys, labels = random_problem(2, height, width, 5, 2, 3, seed)
+    options = {"radius": radius, "top_k": top_k, "exclude_self": exclude_self, "temperature": 0.5}
+    target = torch.rand(2, height, width, 3, generator=torch.Generator().manual_seed(seed))
+    gradients = []
+    for function in (propagate, dense):
+        inputs = [x.clone().requires_grad_() for x in (queries, *keys, *labels)]
+        loss = (function(inputs[0], inputs[1:3], inputs[3:], **options) - target).square().sum()
+        gradients.append(torch.autograd.grad(loss, inputs))
+    for ours, expected in zip(*gradients, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_logits_of_large_activations_stay_finite_under_half_precision():
+    queries, keys = torch.full((1, 3, 64), 40.0), torch.full((1, 2, 64), 40.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        logits = attention_logits(queries, keys)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, torch.full((1, 3, 2), 12800.0))
+
+
 @pytest.mark.parametrize("options", [{}, {"radius": 4}, {"radius": 4, "top_k": 5}, {"top_k": 5}])
 def test_labels_keep_their_sum(options):
     carried = propagate(*random_problem(2, 17, 23, 8, 3, 5), **options)
@@ -100,10 +142,10 @@ def test_attention_map_is_what_the_kernel_weighs_with():
     for weight, place in zip(weights, ((2, 5), (0, 1)), strict=True):
         carried = per_head.mean(0)[place]
         assert torch.allclose(torch.einsum("fyx,fyxc->c", weight, torch.stack(labels)), carried, atol=1e-5)
-    shares = torch.tensor([0.9, 0.1])
-    weights = attention_maps(queries[:, 2, 5:6], keys, temperature=0.7, shares=shares)[0]
-    carried = torch.einsum("h,hc->c", shares, per_head[:, 2, 5])
-    assert torch.allclose(torch.einsum("fyx,fyxc->c", weights, torch.stack(labels)), carried, atol=1e-5)
+    weights = torch.tensor([0.9, 0.1])
+    attention = attention_maps(queries[:, 2, 5:6], keys, temperature=0.7, weights=weights)[0]
+    carried = torch.einsum("h,hc->c", weights, per_head[:, 2, 5])
+    assert torch.allclose(torch.einsum("fyx,fyxc->c", attention, torch.stack(labels)), carried, atol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from datamodules.sample import Sample
-from drift.backbone import load_latent_diffusion
+from drift.backbones import load_backbone
 from drift.errors import InputError, OptionError
 from drift.propagation import SoftLabels, Tracker
 from drift.propagation.labels import labels_of_mask, merge_given, pooled
@@ -48,7 +48,7 @@ def test_given_masks_come_back_to_the_pixel():
 
 
 def test_never_needs_a_later_frame_and_keeps_no_state_between_clips(checkpoint):
-    backbone = load_latent_diffusion(str(checkpoint), layers=["up_blocks.2.attentions.0"], timestep=51)
+    backbone = load_backbone(str(checkpoint), layers=["up_blocks.2.attentions.0"], timestep=51)
     first, second = moving_square(4), moving_square(3, size=(40, 56))
     alone = [label.probabilities for label in track(first, Tracker(backbone))]
     track(second, Tracker(backbone))
@@ -159,16 +159,16 @@ def test_attention_is_over_the_frames_that_were_attended():
         assert on_object > 0.9 * weight.sum()
 
 
-def test_heads_joint_are_the_sum_of_logits():
+def test_heads_joint_are_the_mean_of_logits():
     clip = moving_square(3)
     separate = track(
         clip, Tracker(ColourBackbone(), affinity="attention", temperature=1.0, radius=4, top_k=None)
     )
     joint = track(
         clip,
-        Tracker(ColourBackbone(), affinity="attention", heads="joint", temperature=2.0, radius=4, top_k=None),
+        Tracker(ColourBackbone(), affinity="attention", heads="joint", temperature=1.0, radius=4, top_k=None),
     )
-    # two equal heads: the sum of their logits is twice that of either
+    # two equal heads: the mean of their logits is that of either
     assert torch.allclose(separate[2].probabilities, joint[2].probabilities, atol=1e-5)
 
 

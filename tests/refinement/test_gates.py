@@ -1,4 +1,4 @@
-"""The gates take what agrees, and nothing that has jumped."""
+"""Gates accept masks that agree with the propagated mask, and reject others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drift.errors import OptionError
-from drift.refinement.gates import Gates, chosen
+from drift.refinement.gates import Gates, select
 
 
 def square(top: int, left: int, side: int = 10) -> torch.Tensor:
@@ -15,26 +15,26 @@ def square(top: int, left: int, side: int = 10) -> torch.Tensor:
     return mask
 
 
-def judged(*proposals: torch.Tensor, scores: list[float] | None = None, **gates: float) -> tuple[int, str]:
-    """Of proposals for a square at 10, 10: the place of the chosen one, and what becomes of it."""
-    places, outcomes = chosen(
+def selected(*proposals: torch.Tensor, scores: list[float] | None = None, **gates: float) -> tuple[int, str]:
+    """Index of the best proposal for a square at 10, 10, and its outcome."""
+    best, outcomes = select(
         torch.stack(proposals)[None],
         torch.tensor([scores or [0.0] * len(proposals)]),
         square(10, 10)[None],
         Gates(**gates),
     )
-    return places[0], outcomes[0]
+    return best[0], outcomes[0]
 
 
-def test_the_proposal_that_agrees_most_is_taken():
-    assert judged(square(20, 10), square(11, 10), square(14, 10)) == (1, "refined")
+def test_the_proposal_with_the_highest_iou_is_selected():
+    assert selected(square(20, 10), square(11, 10), square(14, 10)) == (1, "refined")
 
 
-def test_the_makers_score_decides_between_proposals_that_agree_alike():
+def test_the_score_decides_between_proposals_of_equal_iou():
     two = (square(11, 10), square(10, 11))
-    assert judged(*two, scores=[0.2, 0.9])[0] == 1
-    assert judged(*two, scores=[0.9, 0.2])[0] == 0
-    assert judged(square(10, 10), square(13, 10), scores=[0.2, 0.9], score_weight=0.0)[0] == 0
+    assert selected(*two, scores=[0.2, 0.9])[0] == 1
+    assert selected(*two, scores=[0.9, 0.2])[0] == 0
+    assert selected(square(10, 10), square(13, 10), scores=[0.2, 0.9], score_weight=0.0)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_the_makers_score_decides_between_proposals_that_agree_alike():
         (square(12, 11), "refined"),
     ],
 )
-def test_what_jumps_or_disagrees_is_refused(proposal, outcome):
-    assert judged(proposal, min_iou=0.5, max_area_change=2.0)[1] == outcome
+def test_masks_of_low_iou_or_another_area_are_rejected(proposal, outcome):
+    assert selected(proposal, min_iou=0.5, max_area_change=2.0)[1] == outcome
 
 
-def test_open_gates_take_whatever_touches_the_object():
-    assert judged(square(15, 15, 30), min_iou=0.0, max_area_change=100.0)[1] == "refined"
-    assert judged(square(30, 45), min_iou=0.0, max_area_change=100.0)[1] == "disagrees"
+def test_open_gates_accept_any_mask_that_intersects_the_object():
+    assert selected(square(15, 15, 30), min_iou=0.0, max_area_change=100.0)[1] == "refined"
+    assert selected(square(30, 45), min_iou=0.0, max_area_change=100.0)[1] == "disagrees"
 
 
 @pytest.mark.parametrize("option", [{"min_iou": 1.5}, {"max_area_change": 0.5}, {"score_weight": -0.1}])

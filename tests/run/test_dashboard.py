@@ -44,7 +44,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
     return call
 
 
-ADAPTING = ("adaptation=drift", "adaptation.steps=3", "adaptation.head_steps=4", "adaptation.weights=null")
+ADAPTING = ("adaptation=drift", "adaptation.textual_inversion.steps=3", "adaptation.head_weighting.steps=4")
 
 
 def test_all_that_there_is_to_see_is_in_the_offline_run(command, tmp_path):
@@ -60,8 +60,8 @@ def test_all_that_there_is_to_see_is_in_the_offline_run(command, tmp_path):
         for score in ("J", "F", "J&F", "seconds_per_frame"):
             assert logged.values(f"{name}/{score}") == [pytest.approx(told[score])]
         assert logged.values(f"{name}/peak_memory_mb")[0] > 10
-        steps = told["adaptation"]["head_logits_steps"]
-        assert logged.values(f"{name}/adaptation/head_logits_steps") == [steps]
+        steps = told["adaptation"]["head_weights_steps"]
+        assert logged.values(f"{name}/adaptation/head_weights_steps") == [steps]
         for kind in ("attention", "head_weights"):
             (picture,) = logged.values(f"{name}/{kind}")
             assert Image.open(logged.files / picture["filenames"][0]).width > 100
@@ -74,7 +74,7 @@ def test_all_that_there_is_to_see_is_in_the_offline_run(command, tmp_path):
         assert (logged.files / video["videos"][0]["path"]).read_bytes()[4:8] == b"ftyp"
         chart = next(key for row in logged.history for key in row if key.startswith(f"{name}/losses"))
         losses = json.loads((logged.files / logged.values(chart)[0]["path"]).read_text())
-        assert {row[1] for row in losses["data"]} >= {"head_logits"}
+        assert {row[1] for row in losses["data"]} >= {"head_weights"}
     (table,) = logged.values("results")
     table = json.loads((logged.files / table["path"]).read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}

@@ -1,4 +1,4 @@
-"""The model that ships: small, whole, and better than standing still."""
+"""The embedded model: small, complete, and better than copying the first mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.keypoints import follow
 from datamodules.davis import Davis2016
 from datamodules.sample import Sample
 from datamodules.video import Video
-from drift.backbone.attention import self_attention_layers
+from drift.backbones.capture import attention_layers
 from drift.command_line import build
 from drift.metrics.functional import jaccard
 
@@ -35,14 +35,14 @@ def mean_jaccards(clip, tracker, frames):
     tracked, copied = [], []
     for t in range(frames):
         mask = tracker.step(clip.frames[t], clip.given.get(t)).mask()
-        for one in np.unique(clip.given[0])[1:] if t else ():
-            truth = torch.from_numpy(clip.truth[t] == one)
-            tracked.append(jaccard(mask == one, truth).item())
-            copied.append(jaccard(torch.from_numpy(clip.given[0] == one), truth).item())
+        for object_id in np.unique(clip.given[0])[1:] if t else ():
+            truth = torch.from_numpy(clip.truth[t] == object_id)
+            tracked.append(jaccard(mask == object_id, truth).item())
+            copied.append(jaccard(torch.from_numpy(clip.given[0] == object_id), truth).item())
     return np.mean(tracked), np.mean(copied)
 
 
-def test_it_is_small_and_holds_no_path_of_the_machine_that_made_it():
+def test_its_files_are_small_and_contain_no_local_path():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
     for path in files:
@@ -51,11 +51,11 @@ def test_it_is_small_and_holds_no_path_of_the_machine_that_made_it():
 
 
 def test_keys_are_tied_to_queries(backbone_and_trackers):
-    for _, block in self_attention_layers(backbone_and_trackers[0].unet).values():
+    for block in attention_layers(backbone_and_trackers[0].unet).values():
         assert torch.equal(block.attn1.to_k.weight, block.attn1.to_q.weight)
 
 
-def test_it_follows_the_sample_clip(backbone_and_trackers):
+def test_it_tracks_the_sample_clip(backbone_and_trackers):
     backbone, make_tracker = backbone_and_trackers
     (clip,) = Sample().predict_dataloader()
     tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
@@ -63,7 +63,7 @@ def test_it_follows_the_sample_clip(backbone_and_trackers):
     assert tracked > copied + 0.2
 
 
-def test_it_follows_a_real_clip(backbone_and_trackers, davis_root):
+def test_it_tracks_a_real_clip(backbone_and_trackers, davis_root):
     backbone, make_tracker = backbone_and_trackers
     (clip,) = Davis2016(davis_root, sequences=["dog"]).predict_dataloader()
     tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
@@ -71,17 +71,17 @@ def test_it_follows_a_real_clip(backbone_and_trackers, davis_root):
     assert tracked > copied + 0.2
 
 
-def test_points_of_the_sample_clip_are_followed(backbone_and_trackers):
-    """0.72 and 0.34 with 40 points of each layer (docs/own-video.md); a point that stays has 0."""
+def test_it_tracks_points_of_the_sample_clip(backbone_and_trackers):
+    """0.72 and 0.34 with 40 points per layer (docs/own-video.md); 0 for points that stay where they are."""
     backbone, make_tracker = backbone_and_trackers
     (clip,) = Sample().predict_dataloader()
-    figures = follow(clip, make_tracker(backbone), each=20)
+    figures = follow(clip, make_tracker(backbone), count=20)
     assert figures["within 8 px, frame 10"] > 0.6
     assert figures["within 8 px, last frame"] > 0.2
     assert figures["unmoved within 8 px, frame 10"] == 0
 
 
-def test_a_clip_as_a_video_gives_the_masks_of_its_frames(backbone_and_trackers, davis_root, tmp_path):
+def test_a_video_gives_the_masks_of_its_frames(backbone_and_trackers, davis_root, tmp_path):
     backbone, make_tracker = backbone_and_trackers
     (clip,) = Davis2016(davis_root, sequences=["libby"], max_side=427).predict_dataloader()
     video = write_video(tmp_path / "libby.mp4", list(clip.frames[:10]), options={"crf": "18"})

@@ -82,9 +82,7 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
     assert results["versions"]["torch"]
     assert set(results["seconds_per_frame_by_stage"]) == {
         "decode",
-        "encode",
-        "unet",
-        "cache",
+        "features",
         "kernel",
         "refine",
         "attention",
@@ -222,7 +220,7 @@ class TestBadInput:
 
     def test_a_missing_checkpoint(self, command, root):
         self.refuse(
-            command(f"data.root={root}", "backbone.checkpoint=/no/such"), "/no/such", "no such folder"
+            command(f"data.root={root}", "backbone.checkpoint=/no/such"), "/no/such", "no such file or folder"
         )
 
     def test_an_output_folder_that_cannot_be_written(self, command, root, tmp_path):
@@ -240,8 +238,8 @@ class TestBadInput:
             ("propagation.radius=-1", ["propagation.radius=-1", "0 or more"]),
             ("propagation.affinity=x", ["propagation.affinity=x", "attention, cosine"]),
             ("backbone.timestep=1000", ["backbone.timestep=1000", "0 to 999"]),
-            ("backbone.precision=half", ["backbone.precision=half", "auto, bfloat16, float32"]),
-            ("backbone.noise=ddim", ["backbone.noise=ddim", "gaussian, ddim_inversion, none"]),
+            ("backbone.precision=half", ["backbone.precision=half", "auto, float32, bfloat16, float16"]),
+            ("noise=ddim", ["noise=ddim", "gaussian", "ddim_inversion", "none"]),
             ("backbone.layers=[x]", ["backbone.layers=", "up_blocks.2.attentions.0"]),
             ("backbone=sd99", ["backbone=sd99", "sd21", "tiny"]),
             ("data=nowhere", ["data=nowhere", "davis2016"]),
@@ -270,7 +268,7 @@ def test_help_lists_groups_and_main_options(monkeypatch, capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     for words in (
-        "backbone: sd15, sd21, sd21_base, tiny",
+        "backbone: dinov2, sd15, sd21, sd21_base, tiny",
         "data: davis, davis2016, folder, long_videos, mose, sample, video, youtube_vos",
         "propagation.top_k",
         "-m",

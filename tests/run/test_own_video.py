@@ -167,7 +167,7 @@ def test_a_server_needs_masks_and_says_so_at_once(command, own, tmp_path):
     words = ("data=davis", f"data.root={root}", "data.split=test-dev")
     status, _, errors = command(*words, "output.formats=[overlay]", own_clip=False)
     assert status == 2
-    assert "output.formats: must hold masks" in errors
+    assert "output.formats: must contain masks" in errors
     assert command(*words, own_clip=False)[0] == 0
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
         assert archive.namelist() == [f"square/{n:05d}.png" for n in range(12)]

@@ -105,5 +105,5 @@ def test_processes_that_something_else_starts_need_one_folder(words, tmp_path, m
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, *DDP])
     assert command_line.run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == 2
     errors = capsys.readouterr().err
-    assert re.match(r"error: output\.dir=\S+outputs/\S+: allowed is a folder that is given", errors)
+    assert re.match(r"error: output\.dir=\S+outputs/\S+: allowed is a given folder", errors)
     assert errors.count("\n") == 1

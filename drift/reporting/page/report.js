@@ -1,8 +1,8 @@
 "use strict";
-// One run: a click on a row of the table shows its clip.
+// Report of one run: a click on a table row shows the clip.
 
 const RUN = JSON.parse(document.getElementById("run").textContent);
-const LOST = 0.1; // an object whose J is below has been lost
+const LOST = 0.1; // an object counts as lost in frames where its J is below this value
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 for (const row of document.querySelectorAll("tr[data-clip]")) {
@@ -14,7 +14,7 @@ for (const row of document.querySelectorAll("tr[data-clip]")) {
 if (RUN.clips.length) showClip(RUN.clips[0].name);
 
 function showClip(name) {
-  const clip = RUN.clips.find((one) => one.name === name);
+  const clip = RUN.clips.find((other) => other.name === name);
   for (const row of document.querySelectorAll("tr[data-clip]")) {
     row.classList.toggle("chosen", row.dataset.clip === name);
   }
@@ -29,16 +29,16 @@ function card(title, ...children) {
 
 function frameCard(clip) {
   if (!clip.samples.length) return null;
-  const picture = element("img", { id: "sample", alt: `frame of ${clip.name}` });
+  const image = element("img", { id: "sample", alt: `frame of ${clip.name}` });
   const caption = element("span", { class: "faint" });
-  const kinds = element("select", { "aria-label": "what is drawn" }, element("option", { value: "overlay" }, "masks"));
-  if (clip.samples.some((one) => one.errors)) kinds.append(element("option", { value: "errors" }, "errors"));
-  const colours = legend(RUN.error_colours.concat({ name: "right", colour: "#aaaaaa" }));
-  let place = 0;
-  const show = (chosen = place) => {
-    place = chosen;
-    const sample = clip.samples[place];
-    picture.src = sample[kinds.value] ?? sample.overlay;
+  const kinds = element("select", { "aria-label": "image type" }, element("option", { value: "overlay" }, "masks"));
+  if (clip.samples.some((sample) => sample.errors)) kinds.append(element("option", { value: "errors" }, "errors"));
+  const colours = legend(RUN.error_colours.concat({ name: "correct", colour: "#aaaaaa" }));
+  let current = 0;
+  const show = (index = current) => {
+    current = index;
+    const sample = clip.samples[index];
+    image.src = sample[kinds.value] ?? sample.overlay;
     caption.textContent = `frame ${sample.frame}`;
     colours.hidden = kinds.value !== "errors";
   };
@@ -46,7 +46,7 @@ function frameCard(clip) {
   const range = slider(clip.samples.length, "frame", show);
   range.id = "frame-slider";
   show(0);
-  return card("Frames", picture, element("div", { class: "controls" }, range, caption, kinds), colours);
+  return card("Frames", image, element("div", { class: "controls" }, range, caption, kinds), colours);
 }
 
 function scoreCard(clip) {
@@ -54,59 +54,59 @@ function scoreCard(clip) {
   if (!objects.length) return null;
   const lines = [];
   const marks = [];
-  const told = [];
+  const notes = [element("p", { class: "faint" }, "solid: J, dashed: F; x axis: frame")];
   objects.forEach(([id, curve]) => {
     const { colour } = curve;
     lines.push({ name: `object ${id}: J`, x: curve.frames, y: curve.J, colour });
     lines.push({ name: `object ${id}: F`, x: curve.frames, y: curve.F, colour, dashed: true });
-    const lost = curve.frames.filter((_, place) => curve.J[place] < LOST);
+    const lost = curve.frames.filter((_, index) => curve.J[index] < LOST);
     if (lost.length) {
       marks.push({ name: `object ${id} is lost`, x: lost, colour });
-      told.push(element("p", { class: "faint" }, `object ${id} is lost (J below ${LOST}) in ${inRuns(lost)}`));
+      notes.push(element("p", { class: "faint" }, `object ${id} is lost (J < ${LOST}) in frames ${ranges(lost)}`));
     }
   });
   const names = objects.map(([id, { colour }]) => ({ name: `object ${id}`, colour }));
-  const note = element("p", { class: "faint" }, "J solid, F dashed, by frame");
-  return card("Scores by frame", lineChart(lines, { label: `J and F of ${clip.name} by frame`, marks }),
-    legend(names), note, ...told);
+  return card("Scores per frame", lineChart(lines, { label: `J and F of ${clip.name} per frame`, marks }),
+    legend(names), ...notes);
 }
 
 function attentionCard(clip) {
   if (!clip.attention) return null;
   const { attention } = clip;
   const [rows, columns] = attention.grid;
-  const target = element("canvas", { id: "attention-target", "aria-label": "click a pixel of the target frame" });
+  const target = element("canvas", { id: "attention-target", "aria-label": "target frame; click to select the query" });
   const layers = element("select", { "aria-label": "layer" },
-    ...attention.layers.map((layer, place) => element("option", { value: place }, layer.name)));
+    ...attention.layers.map((layer, index) => element("option", { value: index }, layer.name)));
   const figures = attention.memory.map((index) => {
     const canvas = element("canvas", { class: "attention-memory" });
     const caption = element("figcaption", {}, `frame ${index}`);
     return { canvas, caption, figure: element("figure", {}, canvas, caption) };
   });
   const section = card("Attention", element("p", { class: "faint" },
-    `Click anywhere in frame ${attention.frame} to see where that place looks in the frames that are remembered.`),
+    `Click on frame ${attention.frame} to select a query. The heat maps show its attention over the memory frames, ` +
+    "averaged over heads; the percentages are the sums per frame."),
     element("div", { class: "controls" }, layers),
     element("div", { class: "frames" }, element("figure", {}, target,
-      element("figcaption", {}, `frame ${attention.frame}: the query`)), ...figures.map((one) => one.figure)));
+      element("figcaption", {}, `frame ${attention.frame}: query`)), ...figures.map(({ figure }) => figure)));
   section.classList.add("wide");
   let cell = null;
   let maps = [];
   Promise.all([
-    ...[target, ...figures.map((one) => one.canvas)].map((canvas, place) => pictureOn(canvas, attention.pictures[place])),
-    ...attention.layers.map((layer) => greysOf(layer.maps)),
+    ...[target, ...figures.map(({ canvas }) => canvas)].map((canvas, index) => drawImage(canvas, attention.images[index])),
+    ...attention.layers.map((layer) => greyValues(layer.maps)),
   ]).then((loaded) => {
     maps = loaded.slice(figures.length + 1);
-    const pictures = loaded.slice(0, figures.length + 1);
+    const images = loaded.slice(0, figures.length + 1);
     const show = () => {
       if (!cell) return;
       const layer = Number(layers.value);
       const query = cell[0] * columns + cell[1];
-      markQuery(target, pictures[0], cell, rows, columns);
+      drawQuery(target, images[0], cell, rows, columns);
       figures.forEach(({ canvas, caption }, memory) => {
         const first = (query * figures.length + memory) * rows * columns;
-        paintHeat(canvas, pictures[memory + 1], maps[layer].subarray(first, first + rows * columns), rows, columns);
-        const share = attention.layers[layer].shares[query][memory];
-        caption.textContent = `frame ${attention.memory[memory]}: ${(share * 100).toFixed(0)} %`;
+        drawHeat(canvas, images[memory + 1], maps[layer].subarray(first, first + rows * columns), rows, columns);
+        const weight = attention.layers[layer].frame_weights[query][memory];
+        caption.textContent = `frame ${attention.memory[memory]}: ${(weight * 100).toFixed(0)} %`;
         canvas.dataset.query = query;
       });
     };
@@ -121,35 +121,35 @@ function attentionCard(clip) {
     cell = [Math.floor(rows / 2), Math.floor(columns / 2)];
     show();
     section.dataset.ready = "true";
-  }).catch(() => section.append(element("p", { class: "warning" }, "A picture of this clip is damaged.")));
+  }).catch(() => section.append(element("p", { class: "warning" }, "The attention images of this clip cannot be decoded.")));
   return section;
 }
 
-async function imageFrom(url) {
+async function loadImage(url) {
   const image = new Image();
   image.src = url;
   await image.decode();
   return image;
 }
 
-async function pictureOn(canvas, url) {
-  const image = await imageFrom(url);
+async function drawImage(canvas, url) {
+  const image = await loadImage(url);
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
   canvas.getContext("2d").drawImage(image, 0, 0);
   return image;
 }
 
-// The numbers of a grey PNG, row by row.
-async function greysOf(url) {
-  const image = await imageFrom(url);
+// Pixel values of a greyscale PNG in row-major order.
+async function greyValues(url) {
+  const image = await loadImage(url);
   const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, place) => place % 4 === 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, index) => index % 4 === 0);
 }
 
-function markQuery(canvas, image, [row, column], rows, columns) {
+function drawQuery(canvas, image, [row, column], rows, columns) {
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
   const [x, y] = [((column + 0.5) * canvas.width) / columns, ((row + 0.5) * canvas.height) / rows];
@@ -165,16 +165,16 @@ function markQuery(canvas, image, [row, column], rows, columns) {
   }
 }
 
-// A memory frame in grey under the square roots of how strongly its cells are attended, 255 for the strongest.
-function paintHeat(canvas, image, values, rows, columns) {
+// Draws a heat map over a grey memory frame; `values` is the square root of the attention, 255 at the maximum.
+function drawHeat(canvas, image, values, rows, columns) {
   const heat = new OffscreenCanvas(columns, rows);
-  const painted = new ImageData(columns, rows);
-  values.forEach((value, place) => {
+  const pixels = new ImageData(columns, rows);
+  values.forEach((value, index) => {
     const v = value / 255;
-    painted.data.set([Math.min(255, 130 + 250 * v), 235 * v * v, 60 * (1 - v) + 40 * v * v, 235 * Math.min(1, 1.3 * v)],
-      place * 4);
+    pixels.data.set([Math.min(255, 130 + 250 * v), 235 * v * v, 60 * (1 - v) + 40 * v * v, 235 * Math.min(1, 1.3 * v)],
+      index * 4);
   });
-  heat.getContext("2d").putImageData(painted, 0, 0);
+  heat.getContext("2d").putImageData(pixels, 0, 0);
   const context = canvas.getContext("2d");
   context.filter = "grayscale(1) brightness(0.75)";
   context.drawImage(image, 0, 0);
@@ -187,19 +187,19 @@ function paintHeat(canvas, image, values, rows, columns) {
 function headCard(clip) {
   const layers = Object.entries(clip.head_weights);
   if (!layers.length) return null;
-  const strongest = Math.max(...layers.flatMap(([, weights]) => weights));
-  const most = Math.max(...layers.map(([, weights]) => weights.length));
+  const maximum = Math.max(...layers.flatMap(([, weights]) => weights));
+  const heads = Math.max(...layers.map(([, weights]) => weights.length));
   const table = element("table", { class: "heat" });
-  const head = table.createTHead().insertRow();
-  head.append(element("th", { class: "left" }, "layer"), ...Array.from({ length: most }, (_, h) => element("th", {}, `head ${h}`)));
+  const header = table.createTHead().insertRow();
+  header.append(element("th", { class: "left" }, "layer"), ...Array.from({ length: heads }, (_, h) => element("th", {}, `head ${h}`)));
   const body = table.createTBody();
   for (const [layer, weights] of layers) {
     const row = body.insertRow();
     row.append(element("td", { class: "left" }, layer));
     for (const weight of weights) {
-      const share = Math.round((weight / strongest) * 100);
+      const percent = Math.round((weight / maximum) * 100);
       row.append(element("td", {
-        style: `background:color-mix(in oklab, var(--accent) ${share}%, var(--card));` + (share > 55 ? "color:var(--card)" : ""),
+        style: `background:color-mix(in oklab, var(--accent) ${percent}%, var(--card));` + (percent > 55 ? "color:var(--card)" : ""),
       }, weight.toFixed(3)));
     }
   }
@@ -207,16 +207,16 @@ function headCard(clip) {
 }
 
 function lossCard(clip) {
-  const courses = Object.entries(clip.losses);
-  if (!courses.length) return null;
-  const values = courses.flatMap(([, losses]) => losses).filter(Number.isFinite);
-  const lines = courses.map(([name, losses], number) => {
+  const curves = Object.entries(clip.losses);
+  if (!curves.length) return null;
+  const values = curves.flatMap(([, losses]) => losses).filter(Number.isFinite);
+  const lines = curves.map(([name, losses], number) => {
     const steps = losses.map((_, step) => step).filter((step) => Number.isFinite(losses[step]));
     return { name, x: steps, y: steps.map((step) => losses[step]), colour: colourOf(number) };
   });
   const low = Math.min(...values, 0);
-  return card("Losses of the adaptation, by step",
-    lineChart(lines, { label: "loss by step", low, high: Math.max(...values) }),
+  return card("Adaptation loss per step",
+    lineChart(lines, { label: "loss per step", low, high: Math.max(...values) }),
     legend(lines.map(({ name, colour }) => ({ name, colour }))));
 }
 
@@ -229,6 +229,6 @@ function timeCard(clip) {
     bars.append(element("span", {}, stage), element("div", { style: `width:${(100 * seconds) / longest}%` }),
       element("span", {}, seconds.toFixed(3)));
   }
-  return card("Seconds a frame, by stage", bars,
-    element("p", { class: "faint" }, "decoding, writing and scoring run beside the others"));
+  return card("Seconds per frame, by stage", bars,
+    element("p", { class: "faint" }, "decode, write and score run in background threads"));
 }

@@ -1,0 +1,79 @@
+"""Latents at a timestep by the forward process of diffusion, or without noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drift.noising.interface import Denoiser
+from drift.options import whole_number
+
+__all__ = ["Gaussian", "NoNoise"]
+
+
+@dataclass(frozen=True)
+class NoNoise:
+    """Leaves latents as they are: the model sees clean latents at timestep τ."""
+
+    @property
+    def description(self) -> Mapping[str, object]:
+        """See `Noise`."""
+        return {"noise": "none"}
+
+    def check(self, timestep: int) -> None:
+        """Any timestep is allowed."""
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        denoiser: Denoiser,
+        prompts: Float[Tensor, "prompts tokens dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "1 1 batch channels rows columns"]:
+        """See `Noise`."""
+        return latents[None, None]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian noise: the forward process q(z_τ | z_0).
+
+    Attributes:
+        ensemble: number of draws, over which features are averaged (8 in DIFT).
+
+    Raises:
+        OptionError: `ensemble` is not a whole number above 0.
+    """
+
+    ensemble: int = 1
+
+    def __post_init__(self) -> None:
+        whole_number("ensemble", self.ensemble, minimum=1)
+
+    @property
+    def description(self) -> Mapping[str, object]:
+        """See `Noise`."""
+        return {"noise": "gaussian", "ensemble": self.ensemble}
+
+    def check(self, timestep: int) -> None:
+        """Any timestep is allowed."""
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        denoiser: Denoiser,
+        prompts: Float[Tensor, "prompts tokens dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "draws 1 batch channels rows columns"]:
+        """See `Noise`."""
+        timesteps = torch.tensor([denoiser.timestep], device=latents.device)
+        draws = [
+            torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+            for _ in range(self.ensemble)
+        ]
+        noisy = [denoiser.scheduler.add_noise(latents, noise, timesteps) for noise in draws]
+        return torch.stack(noisy)[:, None]

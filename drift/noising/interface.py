@@ -1,0 +1,60 @@
+"""The interface of noising: how clean latents reach the timestep at which features are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Denoiser", "Noise"]
+
+
+class Denoiser(Protocol):
+    """A latent diffusion model, as noising sees it."""
+
+    timestep: int
+    """τ, at which features are computed."""
+
+    scheduler: Any
+    """The model's noise schedule and prediction type, a diffusers `DDIMScheduler`."""
+
+    def denoise(
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        timestep: int,
+        prompt: Float[Tensor, "#batch tokens dim"],
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Output of the whole model (noise or velocity, by the scheduler's `prediction_type`)."""
+
+
+class Noise(Protocol):
+    """Takes clean latents to the denoiser's timestep τ."""
+
+    @property
+    def description(self) -> Mapping[str, object]:
+        """Name and options, JSON-serialisable: part of what features depend on."""
+
+    def check(self, timestep: int) -> None:
+        """Raises OptionError if τ = `timestep` is not possible with these options."""
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "batch channels rows columns"],
+        denoiser: Denoiser,
+        prompts: Float[Tensor, "prompts tokens dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "draws prompts batch channels rows columns"]:
+        """Latents at τ for each draw of noise and each prompt.
+
+        Args:
+            latents: clean latents, in the scale of the denoiser.
+            denoiser: the model.
+            prompts: prompt embeddings.
+            generator: source of the noise; its device does not matter, so that a seed means the same everywhere.
+
+        Returns:
+            One entry per draw and per prompt; of size 1 along prompts where the noise does not depend on them.
+        """

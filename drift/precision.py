@@ -1,0 +1,58 @@
+"""The meaning of `precision`, one for the backbone and the refiner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from drift.options import choice
+
+__all__ = ["PRECISIONS", "full_precision", "resolved_precision"]
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+"""`auto`: float16 on an accelerator, bfloat16 on an x86 CPU with bfloat16 instructions, float32 on any other CPU."""
+
+
+def resolved_precision(precision: str, device: torch.device | str) -> torch.dtype:
+    """The data type of a model's weights and activations.
+
+    float16 runs on every CPU, but slower than float32 on most.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: where the model computes.
+
+    Raises:
+        OptionError: `precision` is not one of `PRECISIONS`.
+
+    Example:
+        >>> resolved_precision("auto", "cuda")
+        torch.float16
+        >>> resolved_precision("float32", "cuda")
+        torch.float32
+    """
+    choice("precision", precision, PRECISIONS)
+    if precision == "auto":
+        if torch.device(device).type != "cpu":
+            return torch.float16
+        return torch.bfloat16 if _has_bfloat16() else torch.float32
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Disables autocast on a device, as code that sets its own data types needs under `Trainer(precision="16-mixed")`.
+
+    Args:
+        device_type: `torch.device.type` of the tensors, "cuda" or "cpu".
+    """
+    with torch.autocast(device_type, enabled=False):
+        yield
+
+
+def _has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,1 +1,0 @@
-"""The recipes that make the embedded models from openly licensed pictures."""

@@ -1,0 +1,95 @@
+"""Functions that build refiners: the `_target_` of each file in `configs/refinement/`."""
+
+from __future__ import annotations
+
+import torch
+
+from drift.refinement.gates import Gates
+from drift.refinement.grabcut import GrabCutProposer
+from drift.refinement.refinement import Refinement
+from drift.refinement.sam import SamProposer
+from drift.refinement.sam_checkpoints import load_sam
+from drift.refinement.sam_prompts import PromptSettings
+
+__all__ = ["grabcut_refiner", "load_refiner", "no_refiner"]
+
+
+def no_refiner(*, device: torch.device | str = "cpu") -> None:
+    """No refinement: masks stay as propagated. `device` is ignored."""
+
+
+def load_refiner(
+    checkpoint: str = "embedded:sam_tiny",
+    *,
+    size: str | None = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    box: bool = True,
+    margin: float = 0.05,
+    positive_points: int = 4,
+    negative_points: int = 4,
+    mask: bool = True,
+    mask_limit: float = 8.0,
+    min_iou: float = 0.5,
+    max_area_change: float = 2.0,
+    score_weight: float = 0.0,
+    trust: float = 0.7,
+    feedback: bool = False,
+    seed: int = 0,
+) -> Refinement:
+    """Refinement by Segment Anything ("SAM-guided mask refinement" in `docs/method.md`, arXiv 2511.19936).
+
+    The defaults are those of `configs/refinement/sam_tiny.yaml`. For the official models, `sam.yaml` sets
+    `score_weight=0.5` and `trust=1.0`.
+
+    Args:
+        checkpoint, size, download: see `load_sam`.
+        device, precision: see `SamProposer`.
+        box, margin, positive_points, negative_points, mask, mask_limit, seed: see `PromptSettings`.
+        min_iou, max_area_change, score_weight: see `Gates`.
+        trust, feedback: see `Refinement`.
+
+    Raises:
+        InputError: the checkpoint is missing, corrupt, or of another layout.
+        OptionError: an option is not allowed.
+    """
+    prompts = PromptSettings(
+        box=box,
+        margin=margin,
+        positive_points=positive_points,
+        negative_points=negative_points,
+        mask=mask,
+        mask_limit=mask_limit,
+        seed=seed,
+    )
+    gates = Gates(min_iou=min_iou, max_area_change=max_area_change, score_weight=score_weight)
+    sam = load_sam(checkpoint, size=size, download=download)
+    proposer = SamProposer(sam, prompts=prompts, device=device, precision=precision)
+    return Refinement(proposer, gates=gates, trust=trust, feedback=feedback)
+
+
+def grabcut_refiner(
+    *,
+    device: torch.device | str = "cpu",
+    side: int = 428,
+    iterations: int = 2,
+    min_iou: float = 0.5,
+    max_area_change: float = 2.0,
+    trust: float = 0.3,
+    feedback: bool = False,
+) -> Refinement:
+    """Refinement by GrabCut, which needs no weights. The defaults are those of `configs/refinement/grabcut.yaml`.
+
+    Args:
+        device: ignored, as OpenCV computes on the CPU; masks are returned on the device of the labels.
+        side, iterations: see `GrabCutProposer`.
+        min_iou, max_area_change: see `Gates`.
+        trust, feedback: see `Refinement`.
+
+    Raises:
+        OptionError: an option is not allowed.
+    """
+    gates = Gates(min_iou=min_iou, max_area_change=max_area_change)
+    proposer = GrabCutProposer(side=side, iterations=iterations)
+    return Refinement(proposer, gates=gates, trust=trust, feedback=feedback)

@@ -1,0 +1,1 @@
+"""Training recipes of the embedded models; not part of the library `drift`."""
