@@ -37,12 +37,6 @@ class PlainLoop(TextualInversion):
 
     target_loss: float = float("-inf")
 
-    def on_fit_start(self) -> None:
-        """Encodes and noises the views; the noise is the same every time."""
-        state = self._noise.get_state()
-        super().on_fit_start()
-        self._noise.set_state(state)
-
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss on all views."""
         return self.logged(self.exact_loss())

@@ -351,7 +351,7 @@ def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> st
         part, _, name = name.partition("/")
         hint = "needs pip install -e '.[sweep]'; " if part == "launcher" else ""
         return f"hydra/{part}={name}: {hint}allowed is {', '.join(options)}"
-    paths = sorted((config_dir / group).rglob("*.yaml"))
+    paths = sorted((config_dir / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"))
     allowed = [path.relative_to(config_dir / group).with_suffix("").as_posix() for path in paths]
     return f"{group}={name}: allowed is {', '.join(allowed)}"
 

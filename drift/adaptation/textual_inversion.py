@@ -148,8 +148,8 @@ class TextualInversion(ClipModule[PromptBackbone]):
         base = prompted.prompt.float().cpu()
         most = max(1, (base.shape[1] - 1) // self.slots)  # the first token of a prompt is kept
         tokens = min(self.options.tokens, most) if known is None else known.shape[1]
-        self._noise = torch.Generator().manual_seed(seed)
-        self.embeddings = nn.Parameter(initial_embeddings(base, learned, tokens, self._noise))
+        generator = torch.Generator().manual_seed(seed)
+        self.embeddings = nn.Parameter(initial_embeddings(base, learned, tokens, generator))
         self._batch: _Views | None = None
         self._last: AttentionPass | None = None
         self._self_attention: Tensor | None = None  # of the last pass
@@ -172,7 +172,7 @@ class TextualInversion(ClipModule[PromptBackbone]):
         (backbone,) = self._backbone
         images = torch.stack([view.image for view in self._views]).to(backbone.device)
         clean = backbone.encode(images)
-        noisy = backbone.noised(clean, self._noise)
+        noisy = backbone.noised(clean, torch.Generator().manual_seed(self._seed + 1))
         target = backbone.training_target(clean, noisy) if self.options.diffusion_weight else None
         labels = [view.labels(self._object_ids, backbone.stride) for view in self._views]
         mirrored = [x.flip(-1) if view.flipped else x for x, view in zip(labels, self._views, strict=True)]

@@ -193,7 +193,7 @@ def test_latents_are_noised_as_when_tracking(checkpoint):
 def test_kept_queries_give_the_loss_itself_and_the_gradient_through_the_keys_alone(backbone):
     exact, kept = inversion(backbone), inversion(backbone, refresh=1)
     value, gradient = value_and_gradient(exact, prepared(exact))
-    batch = prepared(kept)
+    batch = prepared(kept)  # the same as that of `exact`
     kept_value, kept_gradient = value_and_gradient(kept, batch)
     assert kept_value == pytest.approx(value, rel=1e-5)
     assert kept_gradient.abs().max() > 0
@@ -202,7 +202,7 @@ def test_kept_queries_give_the_loss_itself_and_the_gradient_through_the_keys_alo
         with torch.no_grad():
             module.embeddings += 2
     renewed, _ = value_and_gradient(kept, batch)
-    assert renewed == pytest.approx(value_and_gradient(exact, prepared(exact))[0], rel=1e-6)
+    assert renewed == pytest.approx(value_and_gradient(exact, batch)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(
