@@ -127,11 +127,12 @@ def test_a_killed_run_leaves_whole_adapters_only(checkpoint, root, tmp_path, how
         sys.executable,
         script,
         *words(checkpoint, root, out),
-        "adaptation.textual_inversion.steps=500",
-        "adaptation.textual_inversion.patience=500",
+        "adaptation.textual_inversion.steps=100",
+        "adaptation.textual_inversion.patience=100",
     ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # beside other tests, threads wait for each other
     process = subprocess.Popen(
-        call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     )
     end = time.monotonic() + 200
     while not (out / "ant.safetensors").exists() and process.poll() is None and time.monotonic() < end:
