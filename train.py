@@ -36,7 +36,7 @@ def train(config: DictConfig) -> Path:
     )
     fabric.barrier()
     if fabric.is_global_zero:
-        use = f"python evaluate.py ... adaptation.checkpoints={started.folder}"
+        use = f"python evaluate.py with the same options, adaptation=drift adaptation.checkpoints={started.folder}"
         started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
     return started.folder
 

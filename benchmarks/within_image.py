@@ -96,7 +96,7 @@ def learned_weights(
 ) -> dict[str, Tensor]:
     """Head weights learned on the first frame of a clip."""
     module = HeadWeighting(backbone, clip.frames[0], clip.given[0], propagation, scheme)
-    fit(module, steps=scheme.steps, patience=scheme.patience, tolerance=scheme.tolerance)
+    fit(module)
     return module.weights()
 
 

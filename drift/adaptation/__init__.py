@@ -2,8 +2,8 @@
 
 from drift.adaptation.adaptation import Adaptation
 from drift.adaptation.fitting import Diverged, fit
-from drift.adaptation.head_weighting import HeadWeighting
-from drift.adaptation.schemes import Fixed, HeadScheme, Learned, Single, Uniform
+from drift.adaptation.head_weighting import HeadWeighting, Learned
+from drift.adaptation.schemes import Fixed, HeadScheme, Single, Uniform
 from drift.adaptation.textual_inversion import PromptOptions, TextualInversion, no_textual_inversion
 
 __all__ = [

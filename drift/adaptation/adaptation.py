@@ -18,9 +18,8 @@ from drift.adaptation.appearances import (
     slots_by_frame,
     tokens_per_slot,
 )
-from drift.adaptation.fitting import ClipModule, Diverged, fit
-from drift.adaptation.head_weighting import HeadWeighting
-from drift.adaptation.schemes import HeadScheme, Learned, Uniform
+from drift.adaptation.fitting import Diverged, fit
+from drift.adaptation.schemes import HeadScheme, Uniform
 from drift.adaptation.textual_inversion import PromptOptions, TextualInversion, inversion_layers
 from drift.backbones.interface import Backbone, as_prompt_backbone
 from drift.errors import OptionError
@@ -96,16 +95,21 @@ class Adaptation:
         """
         if not (self.learns and given):
             return self.unadapted(backbone)
-        start = time.perf_counter()
-        fitted: dict[str, ClipModule] = {}
+        start, first = time.perf_counter(), min(given)
+        fitted: dict[str, TextualInversion] = {}
+        losses: list[float] = []
         try:
             embeddings, prompt = self._learn_prompts(given, backbone, fitted)
-            weights = self._learn_weights(given, backbone, propagation, prompt, fitted)
-        except Diverged as error:
-            return replace(
-                self.unadapted(backbone), warning=f"not adapted: {error}", **_statistics(fitted, start)
+            weights, losses = self.head_weighting.learn(
+                backbone, *given[first], propagation, prompt=prompt, seed=self.seed
             )
-        return Adapter(head_weights=weights, embeddings=embeddings, **_statistics(fitted, start))
+        except Diverged as error:
+            adapter = replace(self.unadapted(backbone), warning=f"not adapted: {error}")
+            of_prompt = any(module.losses is error.losses for module in fitted.values())
+            losses = [] if of_prompt else error.losses
+        else:
+            adapter = Adapter(head_weights=weights, embeddings=embeddings)
+        return replace(adapter, **_statistics(fitted, losses, start))
 
     def unadapted(self, backbone: Backbone) -> Adapter:
         """The adapter of a clip on which nothing is learned."""
@@ -131,7 +135,7 @@ class Adaptation:
         )
 
     def _learn_prompts(
-        self, given: GivenFrames, backbone: Backbone, fitted: dict[str, ClipModule]
+        self, given: GivenFrames, backbone: Backbone, fitted: dict[str, TextualInversion]
     ) -> tuple[list[Tensor], Tensor | None]:
         """Embeddings for each appearance of objects, and the prompts of the first frame.
 
@@ -165,28 +169,14 @@ class Adaptation:
         embeddings = [value for _, value in learned]
         return embeddings, torch.cat(prompts) if options.conditioned and prompts else None
 
-    def _learn_weights(
-        self,
-        given: GivenFrames,
-        backbone: Backbone,
-        propagation: PropagationOptions,
-        prompt: Tensor | None,
-        fitted: dict[str, ClipModule],
-    ) -> dict[str, Tensor]:
-        scheme = self.head_weighting
-        if not isinstance(scheme, Learned):
-            return scheme.weights(backbone.layers)
-        first = min(given)
-        module = HeadWeighting(backbone, *given[first], propagation, scheme, prompt=prompt, seed=self.seed)
-        fitted["head_weights"] = module
-        fit(module)
-        return module.weights()
 
-
-def _statistics(fitted: dict[str, ClipModule], start: float) -> dict[str, Any]:
-    """Figures and losses of an adapter: seconds in all, and steps, first and lowest loss of each module."""
+def _statistics(
+    fitted: Mapping[str, TextualInversion], weight_losses: list[float], start: float
+) -> dict[str, Any]:
+    """Figures and losses of an adapter: seconds in all, steps, first and lowest loss, and IoU of the slots."""
     figures = {"seconds": time.perf_counter() - start}
-    losses = {name: module.losses for name, module in fitted.items() if module.losses}
+    losses = {name: module.losses for name, module in fitted.items()} | {"head_weights": weight_losses}
+    losses = {name: values for name, values in losses.items() if values}
     for name, values in losses.items():
         figures |= {
             f"{name}_steps": len(values),
@@ -194,6 +184,6 @@ def _statistics(fitted: dict[str, ClipModule], start: float) -> dict[str, Any]:
             f"{name}_loss": min(values),
         }
     for name, module in fitted.items():
-        if isinstance(module, TextualInversion) and not module.embeddings.requires_grad:
+        if not module.embeddings.requires_grad:
             figures[f"{name}_slot_iou"] = module.slot_iou()
     return {"figures": figures, "losses": losses}

@@ -140,8 +140,11 @@ class AdapterFolder:
         Raises:
             OptionError: there is no such folder.
         """
-        if adaptation.checkpoints is None or not adaptation.learns:
+        if adaptation.checkpoints is None:
             return AdapterFolder(adaptation, propagation, root, replaces=True)
+        if not adaptation.learns:
+            allowed = "null where nothing is learned; give adaptation=drift, or the experiment of train.py"
+            raise OptionError("checkpoints", adaptation.checkpoints, allowed)
         folder = Path(adaptation.checkpoints).expanduser()
         if not folder.is_dir():
             raise OptionError("checkpoints", adaptation.checkpoints, "a folder that train.py wrote, or null")

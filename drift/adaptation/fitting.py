@@ -26,7 +26,16 @@ BackboneType = TypeVar("BackboneType", bound=Backbone)
 
 
 class Diverged(DriftError):
-    """A loss is infinite or NaN."""
+    """A loss is infinite or NaN.
+
+    Args:
+        message: names the module.
+        losses: losses of its steps.
+    """
+
+    def __init__(self, message: str, losses: list[float]) -> None:
+        super().__init__(message)
+        self.losses = losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +150,8 @@ def fit(module: ClipModule, **options: Any) -> None:
         ).fit(module)
     finite = all(bool(parameter.isfinite().all()) for parameter in module.parameters())
     if not finite or not math.isfinite(module.losses[-1]):
-        raise Diverged(f"the loss of {type(module).__name__} diverged at step {len(module.losses)}")
+        message = f"the loss of {type(module).__name__} diverged at step {len(module.losses)}"
+        raise Diverged(message, module.losses)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
 

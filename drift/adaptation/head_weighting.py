@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from drift.adaptation.fitting import ClipModule
-from drift.adaptation.schemes import HeadWeights, Learned
+from drift.adaptation.fitting import ClipModule, FitOptions, fit
+from drift.adaptation.schemes import HeadScheme, HeadWeights, scaled_weights
 from drift.adaptation.views import View, augmented_views
 from drift.backbones.interface import Backbone, Features
+from drift.options import non_negative, whole_number
 from drift.propagation.heads import PropagationOptions, compare, propagate_heads
 from drift.propagation.labels import downsampling, finest, pad_to_stride, pooled
 
-__all__ = ["HeadWeighting"]
+__all__ = ["HeadWeighting", "Learned"]
 
 _MARGIN = 7  # tokens: background this close to an object counts as much as the rest of the background
 _MAX_REACH = 12  # tokens: displacement of the views where the radius is larger or unlimited
@@ -41,6 +42,57 @@ class _Example:
     labels: Float[Tensor, "channels rows columns"]
     token_weights: Float[Tensor, "rows columns"]
     is_frame: bool
+
+
+@dataclass(frozen=True)
+class Learned(FitOptions, HeadScheme):
+    """Weights learned on the given frame and augmented views of it; see `HeadWeighting`.
+
+    Attributes:
+        layer_weights: weights to start from, as for `Fixed`; None for equal weights.
+        caution: weight of the Kullback-Leibler divergence from these in the loss; 0 for none.
+        views: number of augmented views beside the frame itself.
+        learning_rate, steps, patience, tolerance: see `FitOptions`.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+
+    layer_weights: Mapping[str, float | Sequence[float]] | None = None
+    _: KW_ONLY
+    caution: float = 0.1
+    views: int = 6
+    learning_rate: float = 0.3
+    steps: int = 100
+    patience: int = 5
+    tolerance: float = 0.001
+
+    learned = True
+    group = "head_weighting."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("head_weighting.views", self.views, minimum=0)
+        non_negative("head_weighting.caution", self.caution)
+
+    def weights(self, layers: Mapping[str, int]) -> HeadWeights:
+        """See `HeadScheme`."""
+        return {} if self.layer_weights is None else scaled_weights(self.layer_weights, layers)
+
+    def learn(
+        self,
+        backbone: Backbone,
+        frame: UInt8[np.ndarray, "height width 3"],
+        mask: UInt8[np.ndarray, "height width"],
+        propagation: PropagationOptions,
+        *,
+        prompt: Float[Tensor, "prompts tokens dim"] | None = None,
+        seed: int = 0,
+    ) -> tuple[HeadWeights, list[float]]:
+        """See `HeadScheme`."""
+        module = HeadWeighting(backbone, frame, mask, propagation, self, prompt=prompt, seed=seed)
+        fit(module)
+        return module.weights(), module.losses
 
 
 class HeadWeighting(ClipModule[Backbone]):
@@ -184,9 +236,8 @@ def _token_weights(
     """Equal total weight for each object and for the background, half of which is for tokens close to an object."""
     channel = labels.argmax(0)
     margin = F.max_pool2d((channel > 0)[None].float(), _MARGIN, 1, _MARGIN // 2)[0] > 0
-    regions = [channel == number for number in range(1, len(labels))]
-    groups: Sequence[Sequence[Tensor]] = [[region] for region in regions]
-    groups = [*groups, [(channel == 0) & margin, (channel == 0) & ~margin]]
+    groups = [[channel == number] for number in range(1, len(labels))]
+    groups.append([(channel == 0) & margin, (channel == 0) & ~margin])
     weights = torch.zeros_like(labels[0])
     for group in groups:
         present = [region & reachable for region in group]

@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from drift.adaptation.fitting import FitOptions
+from drift.backbones.interface import Backbone
 from drift.errors import OptionError
-from drift.options import non_negative, whole_number
+from drift.propagation.heads import PropagationOptions
 
-__all__ = ["Fixed", "HeadScheme", "HeadWeights", "Learned", "Single", "Uniform"]
+__all__ = ["Fixed", "HeadScheme", "HeadWeights", "Single", "Uniform", "scaled_weights"]
 
 HeadWeights = dict[str, Float[Tensor, " heads"]]
 """Weight of each head by layer; over all layers they sum to 1. Empty for equal weights."""
 
 
 class HeadScheme(Protocol):
-    """A scheme of head weighting.
+    """A scheme of head weighting, a frozen dataclass of its options.
 
     Attributes:
-        learned: whether weights are learned on each clip, by `HeadWeighting` with the scheme as its options.
+        learned: whether the weights depend on the clip.
     """
 
     learned: bool = False
@@ -43,6 +44,28 @@ class HeadScheme(Protocol):
             OptionError: the scheme does not fit these layers.
         """
         ...
+
+    def learn(
+        self,
+        backbone: Backbone,
+        frame: UInt8[np.ndarray, "height width 3"],
+        mask: UInt8[np.ndarray, "height width"],
+        propagation: PropagationOptions,
+        *,
+        prompt: Float[Tensor, "prompts tokens dim"] | None = None,
+        seed: int = 0,
+    ) -> tuple[HeadWeights, list[float]]:
+        """Weights for a clip, and the loss of each step in which they were learned.
+
+        Args:
+            backbone: the frozen backbone.
+            frame: the first frame with a given mask, RGB.
+            mask: object ids of its pixels, 0 for the background.
+            propagation: how labels are going to be propagated.
+            prompt: prompt embeddings under which the clip is processed; None for the backbone's own prompt.
+            seed: seed of everything that is drawn.
+        """
+        return self.weights(backbone.layers), []
 
 
 @dataclass(frozen=True)
@@ -99,47 +122,19 @@ class Fixed(HeadScheme):
         """See `HeadScheme`."""
         if self.layer_weights is None:
             raise OptionError("head_weighting.layer_weights", None, "{LAYER: WEIGHT, ...}")
-        return _scaled(self.layer_weights, layers)
+        return scaled_weights(self.layer_weights, layers)
 
 
-@dataclass(frozen=True)
-class Learned(FitOptions, HeadScheme):
-    """Weights learned on the given frame and augmented views of it; see `HeadWeighting`.
+def scaled_weights(weights: Mapping[str, float | Sequence[float]], layers: Mapping[str, int]) -> HeadWeights:
+    """Weights by layer and head that sum to 1; layers that are not mentioned get 0.
 
-    Attributes:
-        layer_weights: weights to start from, as for `Fixed`; None for equal weights.
-        caution: weight of the Kullback-Leibler divergence from these in the loss; 0 for none.
-        views: number of augmented views beside the frame itself.
-        learning_rate, steps, patience, tolerance: see `FitOptions`.
+    Args:
+        weights: layer -> a weight for the layer or a list with a weight for each of its heads.
+        layers: layers of the backbone, with their number of heads.
 
     Raises:
-        OptionError: an option is out of range.
+        OptionError: a layer or a number of heads does not fit, or the weights are negative or all 0.
     """
-
-    layer_weights: Mapping[str, float | Sequence[float]] | None = None
-    _: KW_ONLY
-    caution: float = 0.1
-    views: int = 6
-    learning_rate: float = 0.3
-    steps: int = 100
-    patience: int = 5
-    tolerance: float = 0.001
-
-    learned = True
-    group = "head_weighting."
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number("head_weighting.views", self.views, minimum=0)
-        non_negative("head_weighting.caution", self.caution)
-
-    def weights(self, layers: Mapping[str, int]) -> HeadWeights:
-        """See `HeadScheme`."""
-        return {} if self.layer_weights is None else _scaled(self.layer_weights, layers)
-
-
-def _scaled(weights: Mapping[str, float | Sequence[float]], layers: Mapping[str, int]) -> HeadWeights:
-    """Weights by layer and head that sum to 1; layers that are not mentioned get 0."""
     allowed = "{LAYER: WEIGHT} or {LAYER: [WEIGHT OF EACH HEAD]} of " + ", ".join(
         f"{layer} ({heads} heads)" for layer, heads in layers.items()
     )

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drift.backbones.capture import attention_layers, capture, chosen_layers
+from drift.backbones.capture import attention_layers, blocks, capture, chosen_layers
 from drift.backbones.checkpoint_files import weights_fingerprint
 from drift.backbones.interface import AttentionPass, Features
 from drift.errors import OptionError
@@ -68,6 +68,7 @@ class StableDiffusion(nn.Module):
         self.noise.check(timestep)
         self.timestep, self.source = timestep, source
         self._layers = tuple(chosen_layers(unet, layers))
+        self._attention = attention_layers(unet)  # a dictionary: searching all modules takes milliseconds
         for part in ("decoder", "post_quant_conv"):  # masks are never decoded from latents
             if isinstance(getattr(vae, part, None), nn.Module):
                 setattr(vae, part, None)
@@ -103,7 +104,7 @@ class StableDiffusion(nn.Module):
     @property
     def attention_layers(self) -> dict[str, int]:
         """All attention layers, with their number of heads."""
-        return {name: int(block.attn1.heads) for name, block in attention_layers(self.unet).items()}
+        return {name: int(block.attn1.heads) for name, block in self._attention.items()}
 
     @property
     def prompt(self) -> Float[Tensor, "1 tokens dim"]:
@@ -186,7 +187,7 @@ class StableDiffusion(nn.Module):
         output: bool = False,
     ) -> AttentionPass:
         """See `PromptBackbone`."""
-        modules = chosen_layers(self.unet, dict.fromkeys([*layers, *cross]))
+        modules: dict[str, nn.Module] = {**self._attention, **blocks(self.unet)}
         predicted = None
         with (
             full_precision(self.device.type),
@@ -209,7 +210,7 @@ class StableDiffusion(nn.Module):
         self, layer: str, embeddings: Float[Tensor, "tokens dim"]
     ) -> Float[Tensor, "heads tokens key_dim"]:
         """See `PromptBackbone`."""
-        attention = attention_layers(self.unet)[layer].attn2
+        attention = self._attention[layer].attn2
         with full_precision(self.device.type):
             keys = attention.to_k(embeddings.to(self.device, self.unet.dtype))
         return keys.unflatten(1, (attention.heads, -1)).transpose(0, 1)

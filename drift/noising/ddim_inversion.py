@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drift.errors import OptionError
-from drift.noising.interface import Denoiser
+from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
 from drift.options import whole_number
 
 __all__ = ["DDIMInversion", "Predict", "ddim_invert", "inversion_timesteps"]
@@ -102,12 +102,8 @@ class DDIMInversion:
         inversion_timesteps(timestep, self.steps)
 
     def __call__(
-        self,
-        latents: Float[Tensor, "batch channels rows columns"],
-        denoiser: Denoiser,
-        prompts: Float[Tensor, "prompts tokens dim"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "1 prompts batch channels rows columns"]:
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+    ) -> NoisyLatents:
         """See `Noise`. All prompts are inverted in one batch."""
         batch = latents.repeat(len(prompts), 1, 1, 1)
         predict = partial(denoiser.denoise, prompt=prompts.repeat_interleave(len(latents), 0))

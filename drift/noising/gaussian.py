@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from drift.noising.interface import Denoiser
+from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
 from drift.options import whole_number
 
 __all__ = ["Gaussian", "NoNoise"]
@@ -28,12 +26,8 @@ class NoNoise:
         """Any timestep is allowed."""
 
     def __call__(
-        self,
-        latents: Float[Tensor, "batch channels rows columns"],
-        denoiser: Denoiser,
-        prompts: Float[Tensor, "prompts tokens dim"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "1 1 batch channels rows columns"]:
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+    ) -> NoisyLatents:
         """See `Noise`."""
         return latents[None, None]
 
@@ -63,12 +57,8 @@ class Gaussian:
         """Any timestep is allowed."""
 
     def __call__(
-        self,
-        latents: Float[Tensor, "batch channels rows columns"],
-        denoiser: Denoiser,
-        prompts: Float[Tensor, "prompts tokens dim"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "draws 1 batch channels rows columns"]:
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+    ) -> NoisyLatents:
         """See `Noise`."""
         timesteps = torch.tensor([denoiser.timestep], device=latents.device)
         draws = [

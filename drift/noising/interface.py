@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Denoiser", "Noise"]
+__all__ = ["Denoiser", "Latents", "Noise", "NoisyLatents", "Prompts"]
+
+Latents = Float[Tensor, "batch channels rows columns"]
+"""Clean latents in the scale of the denoiser."""
+
+Prompts = Float[Tensor, "prompts tokens dim"]
+"""Embeddings of one or several prompts."""
+
+NoisyLatents = Float[Tensor, "draws prompts batch channels rows columns"]
+"""Latents at τ for each draw of noise and each prompt; of size 1 along prompts if the noise does not depend on them."""
 
 
 class Denoiser(Protocol):
@@ -41,20 +50,13 @@ class Noise(Protocol):
         """Raises OptionError if τ = `timestep` is not possible with these options."""
 
     def __call__(
-        self,
-        latents: Float[Tensor, "batch channels rows columns"],
-        denoiser: Denoiser,
-        prompts: Float[Tensor, "prompts tokens dim"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "draws prompts batch channels rows columns"]:
-        """Latents at τ for each draw of noise and each prompt.
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+    ) -> NoisyLatents:
+        """Takes latents to τ.
 
         Args:
-            latents: clean latents, in the scale of the denoiser.
+            latents: clean latents.
             denoiser: the model.
             prompts: prompt embeddings.
             generator: source of the noise; its device does not matter, so that a seed means the same everywhere.
-
-        Returns:
-            One entry per draw and per prompt; of size 1 along prompts where the noise does not depend on them.
         """

@@ -271,8 +271,8 @@ def test_evaluate_reads_what_train_wrote_and_its_own_folder(tmp_path):
     assert to_read(None) == AdapterFolder(Adaptation(HEADS), FUSED, tmp_path / "own", replaces=True)
     assert (to_read(str(nested)).root, to_read(str(nested)).learns) == (nested, False)
     assert to_read(str(nested.parent)).root == nested
-    nothing = Adaptation(checkpoints="/no/such")
-    assert to_read(None, nothing).root == tmp_path / "own"
+    with pytest.raises(OptionError, match=r"checkpoints=/no/such: allowed is null where nothing is learned"):
+        to_read(None, Adaptation(checkpoints="/no/such"))
     with pytest.raises(OptionError, match="checkpoints=/no/such: allowed is a folder that train.py wrote"):
         to_read("/no/such")
 

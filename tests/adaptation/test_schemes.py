@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+from examples import ColourBackbone, moving_square
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from drift.adaptation import Fixed, Learned, Single, Uniform
+import evaluate
+from drift import PropagationOptions, Tracker
+from drift.adaptation import Fixed, HeadScheme, Learned, Single, Uniform
+from drift.adaptation.adapter_files import origin
+from drift.command_line import build
 from drift.errors import OptionError
 
 LAYERS = {"a": 2, "b": 3}
@@ -132,3 +140,42 @@ def test_weights_that_fit_no_layer_are_refused_in_one_line(scheme, weights):
 def test_options_of_learning_out_of_range_are_named(option, value):
     with pytest.raises(OptionError, match=f"head_weighting.{option}={value}"):
         Learned(**{option: value})
+
+
+@dataclass(frozen=True)
+class BySimilarity(HeadScheme):
+    """A scheme of a user: weights by the mean similarity of queries and keys on the given frame."""
+
+    sharpness: float = 1.0
+
+    learned = True
+
+    def weights(self, layers):
+        return {}
+
+    def learn(self, backbone, frame, mask, propagation, *, prompt=None, seed=0):
+        images = torch.from_numpy(frame).permute(2, 0, 1)[None] / 255
+        features = backbone.features(images, torch.Generator().manual_seed(seed), prompt=prompt)
+        similarity = [(f.queries * f.keys).mean((0, 2, 3, 4)) for f in features]
+        weights = (self.sharpness * torch.cat(similarity)).softmax(0).split([len(s) for s in similarity])
+        return {f.layer: w for f, w in zip(features, weights, strict=True)}, [0.0]
+
+
+def test_a_new_scheme_is_one_class_and_one_yaml():
+    yaml = OmegaConf.create({"_target_": f"{__name__}.BySimilarity", "sharpness": 2.0})
+    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+        config = compose("evaluate", overrides=["adaptation/head_weighting=uniform"])
+    config.adaptation.head_weighting = yaml
+    adaptation = build(config, "adaptation")
+    clip, backbone = moving_square(2), ColourBackbone(2)
+    propagation = PropagationOptions(radius=4, top_k=5)
+    adapter = adaptation.adapt(clip.given_frames(), backbone, propagation)
+    assert adaptation.learns
+    assert adapter.figures["head_weights_steps"] == 1
+    assert sum(float(weights.sum()) for weights in adapter.head_weights.values()) == pytest.approx(1)
+    tracker = Tracker(backbone, radius=4, top_k=5, adapter=adapter)
+    tracker.step(clip.frames[0], clip.given[0])
+    assert tracker.step(clip.frames[1]).mask().any()
+    came_from = origin(clip.given_frames(), backbone, adaptation, propagation)
+    assert came_from["adaptation.head_weighting"] == '"BySimilarity"'
+    assert came_from["adaptation.head_weighting.sharpness"] == "2.0"
