@@ -220,7 +220,7 @@ def _cut_window(
     for place, frame in enumerate(keys):
         cut[:, place, ..., :dim] = frame[:, rows.low : rows.high, columns.low : columns.high]
     if marks:
-        cut[..., dim:] = columns.too_far(radius, cut.device).mT * _never(cut.dtype)
+        cut[..., dim:] = columns.too_far(radius, cut.device).mT.to(cut) * _never(cut.dtype)
     values = torch.stack([frame[rows.low : rows.high, columns.low : columns.high] for frame in labels])
     one_hot = torch.eye(columns.stop - columns.start, marks, dtype=cut.dtype, device=cut.device)
     return _Window(cut.flatten(1, 3), values.flatten(0, 2).to(cut.dtype), shape[3], one_hot)
