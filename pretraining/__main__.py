@@ -11,15 +11,15 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
 
+from drift.backbones.feature_autoencoder import FeatureAutoencoder
 from drift.errors import DriftError
-from pretraining.aligned_diffusion import AlignedDiffusionTraining
 from pretraining.alignment import Teacher
-from pretraining.autoencoder import AutoencoderTraining, build_autoencoder, set_principal_encoder
+from pretraining.autoencoder import AutoencoderTraining, load_imagenet, set_principal_projection
 from pretraining.diffusion import DiffusionTraining, save_pipeline
 from pretraining.fitting import fit
 from pretraining.pictures import SOURCES, Cutout, load_pictures
-from pretraining.representation import FeatureAutoencoder, load_imagenet, set_principal_projection
 from pretraining.scenes import SceneDataset, vocabulary_captions
 from pretraining.text import build_tokenizer
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pictures = load_pictures(options.pictures)
         L.seed_everything(options.seed, verbose=False)
-        module = (_first_model if options.generation == 1 else _second_model)(pictures, options)
+        module = _model(pictures, options)
         _train_diffusion(module, pictures, options)
         _train_decoder(module.vae, pictures, options)
     except DriftError as error:
@@ -60,13 +60,6 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="folder of checkpoints, logs and the model"
     )
     parser.add_argument(
-        "--generation",
-        type=int,
-        choices=(1, 2),
-        default=2,
-        help="1: latents of pixels; 2: latents of features",
-    )
-    parser.add_argument(
         "--diffusion-steps", type=int, default=8000, help="steps of 4 scenes with two views each"
     )
     parser.add_argument("--side", type=int, default=224, help="side in pixels of the views in those steps")
@@ -85,34 +78,30 @@ def _some_views(pictures: Pictures, seed: int) -> Tensor:
     return SceneDataset(*pictures, side=224, length=1, batch_size=64, seed=seed)[0].views.flatten(0, 1)
 
 
-def _first_model(pictures: Pictures, options: argparse.Namespace) -> DiffusionTraining:
-    """Latents are principal components of patches of pixels."""
-    vae = build_autoencoder()
-    set_principal_encoder(vae, _some_views(pictures, options.seed + 1))
-    return DiffusionTraining(
-        vae,
-        build_tokenizer(vocabulary_captions(pictures[0])),
-        names=_names(pictures),
-        max_steps=options.diffusion_steps,
-    )
-
-
-def _second_model(pictures: Pictures, options: argparse.Namespace) -> AlignedDiffusionTraining:
+def _model(pictures: Pictures, options: argparse.Namespace) -> DiffusionTraining:
     """Latents are features of a pretrained network; one layer is aligned to a stronger teacher."""
     views = _some_views(pictures, options.seed + 1)
     vae, teacher = FeatureAutoencoder(), Teacher()
     load_imagenet(vae.encoder)
     set_principal_projection(vae, views)
     teacher.calibrate(views[::2])
-    module = AlignedDiffusionTraining(
+    module = DiffusionTraining(
         vae,
         teacher,
-        build_tokenizer(vocabulary_captions(pictures[0])),
+        _tokenizer(pictures, options.output / "tokenizer"),
         names=_names(pictures),
         max_steps=options.diffusion_steps,
     )
     module.start_from(views[1:64:2])
     return module
+
+
+def _tokenizer(pictures: Pictures, folder: Path) -> CLIPTokenizer:
+    """The tokenizer of the captions. It is kept in `folder`: a resumed training may see other pictures."""
+    if not folder.exists():
+        build_tokenizer(vocabulary_captions(pictures[0])).save_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def _names(pictures: Pictures) -> list[str]:

