@@ -90,7 +90,7 @@ def test_the_decoder_learns_and_the_encoder_stays(vae: FeatureAutoencoder) -> No
     batch = SceneBatch(views[None], ["a photo of a landscape"], [[]], torch.zeros(1, 2, 1, 16, 16))
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(40):
         loss = module.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
