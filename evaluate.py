@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from drift.interrupts import interruptible
 
-from drift.adaptation.adapter_files import AdapterFolder
-from drift.callbacks import ReportWriter, ResultsWriter
-from drift.command_line import build, load_models, options_of, run, start_run
-from drift.dashboard import Dashboard
-from drift.errors import DriftError, InputError
-from drift.metrics.davis import DavisScore, DavisScores
-from drift.module import TrackingModule
-from drift.processes import watched
-from drift.reporting.output_folder import output_folder
-from drift.reporting.run_log import RunLog
-from drift.submission import write_submission
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from drift.metrics.davis import DavisScores
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def evaluate(config: DictConfig) -> DavisScores:
     """Runs one configuration; its files are in `output.dir`."""
+    # Imported here, as a configuration is composed and checked without them.
+    from omegaconf import OmegaConf
+
+    from drift.adaptation.adapter_files import AdapterFolder
+    from drift.callbacks import ReportWriter, ResultsWriter
+    from drift.command_line import build, load_models, options_of, start_run
+    from drift.dashboard import Dashboard
+    from drift.errors import DriftError, InputError
+    from drift.metrics.davis import DavisScore
+    from drift.module import TrackingModule
+    from drift.processes import watched
+    from drift.reporting.output_folder import output_folder
+    from drift.reporting.run_log import RunLog
+    from drift.submission import write_submission
+
     settings = OmegaConf.to_container(config, resolve=True)
     with options_of("output"):
         output = output_folder(settings)  # before anything is written into it
@@ -67,5 +76,12 @@ def evaluate(config: DictConfig) -> DavisScores:
     return results.scores
 
 
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    from drift.command_line import run
+
+    return run(evaluate, config_dir=CONFIGS, config_name="evaluate")
+
+
 if __name__ == "__main__":
-    sys.exit(run(evaluate, config_dir=CONFIGS, config_name="evaluate"))
+    sys.exit(interruptible(main))

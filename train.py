@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from drift.interrupts import interruptible
 
-from drift.adaptation.adapter_files import AdapterFolder
-from drift.adapter_training import learn_adapters
-from drift.command_line import build, load_models, options_of, run, start_run
-from drift.errors import OptionError
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def train(config: DictConfig) -> Path:
     """Learns the adapters that are missing in `output.dir`; returns that folder."""
+    # Imported here, as a configuration is composed and checked without them.
+    from lightning.fabric import Fabric
+
+    from drift.adaptation.adapter_files import AdapterFolder
+    from drift.adapter_training import learn_adapters
+    from drift.command_line import build, load_models, options_of, start_run
+    from drift.errors import OptionError
+
     started = start_run(config)
     trainer = config.trainer
     fabric = Fabric(
@@ -41,5 +47,12 @@ def train(config: DictConfig) -> Path:
     return started.folder
 
 
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    from drift.command_line import run
+
+    return run(train, config_dir=CONFIGS, config_name="train")
+
+
 if __name__ == "__main__":
-    sys.exit(run(train, config_dir=CONFIGS, config_name="train"))
+    sys.exit(interruptible(main))

@@ -7,20 +7,16 @@ import difflib
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import lightning as L
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -37,14 +33,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from drift.adaptation import Adaptation
-from drift.backbones import Backbone
 from drift.errors import DriftError, InputError, OptionError
+from drift.interrupts import interruptible
 from drift.options import choice, whole_number
 from drift.processes import claim_gpu, workers
-from drift.propagation import PropagationOptions, Tracker
 from drift.reporting.progress import ProgressBars
 from drift.reporting.summary import ERROR_FILE, SweepSummary
+
+if TYPE_CHECKING:
+    import torch
+
+    from drift.adaptation import Adaptation
+    from drift.backbones import Backbone
+    from drift.propagation import PropagationOptions, Tracker
 
 __all__ = ["Models", "Run", "build", "keep_freed_memory", "load_models", "options_of", "run", "start_run"]
 
@@ -153,6 +154,9 @@ def start_run(config: DictConfig) -> Run:
     Raises:
         DriftError: an option is not allowed, or a file cannot be used; one line that names it.
     """
+    import lightning as L
+
+    _quieten_lightning()
     folder = prepare_output(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     console = Console()
@@ -203,6 +207,10 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     Returns:
         The exit status: 0, or 2 after such an error, or 130 after an interrupt.
     """
+    return interruptible(lambda: _run(task, config_dir, config_name))
+
+
+def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> int:
     OmegaConf.register_new_resolver("workers", workers, replace=True)
     _prepare_process()
     sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
@@ -241,8 +249,7 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
             error_file.write_text(f"{line}\n", encoding="utf-8")
 
     try:
-        with _ended_by_sigterm():
-            main()
+        main()
         if SweepSummary.failed:  # runs in other processes
             status = 2
     except (HydraException, OmegaConfBaseException) as error:
@@ -255,40 +262,21 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         if not any(word.startswith("hydra/launcher=") for word in sys.argv):
             raise
         status = _fail(f"hydra.launcher: {_first_line(error)}")  # runs report their own errors
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt into an exit of its own.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        print("interrupted; the files written so far are complete", file=sys.stderr)
-        return 130
     return status
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM acts as an interrupt: Lightning's own handler does not end a prediction."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _prepare_process() -> None:
     """Settings of every process of a run, including those that a launcher of sweeps starts."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    keep_freed_memory()
+
+
+def _quieten_lightning() -> None:
+    """Hides Lightning's hints; call it after Lightning is imported, which sets the level of its loggers."""
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
-    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:

@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
 from drift.errors import DriftError
 
 if TYPE_CHECKING:
@@ -49,6 +47,8 @@ def longest_first(lengths: Sequence[int], processes: int) -> list[list[int]]:
 
 def workers() -> int:
     """Number of sweep runs that this machine executes in parallel: one per GPU, or one per CPU core, at most four."""
+    import torch
+
     return torch.cuda.device_count() or min(os.cpu_count() or 1, _MAX_CPU_WORKERS)
 
 
@@ -60,6 +60,8 @@ def claim_gpu(folder: Path) -> None:
     Args:
         folder: for lock files; the same for all processes, on a local disk.
     """
+    import torch
+
     if _gpu_locks:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
