@@ -23,7 +23,7 @@ def evaluate(config: DictConfig) -> DavisScores:
 
     from drift.adaptation.adapter_files import AdapterFolder
     from drift.callbacks import ReportWriter, ResultsWriter
-    from drift.command_line import build, load_models, options_of, start_run
+    from drift.command_line import build, claimed_folder, load_models, options_of, start_run
     from drift.dashboard import Dashboard
     from drift.errors import DriftError, InputError
     from drift.metrics.davis import DavisScore
@@ -34,8 +34,7 @@ def evaluate(config: DictConfig) -> DavisScores:
     from drift.submission import write_submission
 
     settings = OmegaConf.to_container(config, resolve=True)
-    with options_of("output"):
-        output = output_folder(settings)  # before anything is written into it
+    output = output_folder(settings)
     started = start_run(config)
     data, folder = started.data, started.folder
     submission = data.submission()
@@ -50,7 +49,7 @@ def evaluate(config: DictConfig) -> DavisScores:
     results = ResultsWriter(settings, log)
     reports = [ReportWriter(folder, results)] if config.output.report else []
     callbacks = [results, Dashboard(settings, results), *reports]
-    trainer = build(config, "trainer", logger=build(config, "logger") or False, callbacks=callbacks)
+    trainer = build(config, "trainer", devices=started.devices, callbacks=callbacks)
     models = load_models(config, trainer.strategy.root_device)
     with options_of("adaptation"):
         adapters = AdapterFolder.to_read(models.adaptation, models.propagation, folder / "adapters")
@@ -64,13 +63,14 @@ def evaluate(config: DictConfig) -> DavisScores:
         progress=started.progress,
         waits_for_device=bool(config.output.verbose),
     )
-    with watched(trainer):
+    with claimed_folder(config, is_global_zero=trainer.is_global_zero), watched(trainer):
+        trainer.logger = build(config, "logger")
         trainer.predict(module, datamodule=data, return_predictions=False)
-    if trainer.is_global_zero:
-        archive = folder / "submission.zip" if submission else None
-        if archive and submission:
-            write_submission(archive, folder / "masks", submission)
-        log.end(results.clips, results.scores, folder, archive)
+        if trainer.is_global_zero:
+            archive = folder / "submission.zip" if submission else None
+            if archive and submission:
+                write_submission(archive, folder / "masks", submission)
+            log.end(results.clips, results.scores, folder, archive)
     if defects := [clip.defect for clip in results.clips if clip.defect]:
         raise InputError("; ".join(defects))
     return results.scores

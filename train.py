@@ -21,26 +21,25 @@ def train(config: DictConfig) -> Path:
 
     from drift.adaptation.adapter_files import AdapterFolder
     from drift.adapter_training import learn_adapters
-    from drift.command_line import build, load_models, options_of, start_run
+    from drift.command_line import build, claimed_folder, load_models, start_run
     from drift.errors import OptionError
 
     started = start_run(config)
     trainer = config.trainer
-    fabric = Fabric(
-        accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.get("strategy", "auto")
-    )
+    strategy = trainer.get("strategy", "auto")
+    fabric = Fabric(accelerator=trainer.accelerator, devices=started.devices, strategy=strategy)
     fabric.launch()
     models = load_models(config, fabric.device)
-    with options_of("adaptation"):
-        if not models.adaptation.learns:
-            raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
+    if not models.adaptation.learns:
+        raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
     adapters = AdapterFolder(models.adaptation, models.propagation, started.folder)
     clips = started.data.clips_of(fabric.global_rank, fabric.world_size)
-    logger = build(config, "logger") if fabric.is_global_zero else None
-    learn_adapters(
-        clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
-    )
-    fabric.barrier()
+    with claimed_folder(config, is_global_zero=fabric.is_global_zero):
+        logger = build(config, "logger") if fabric.is_global_zero else None
+        learn_adapters(
+            clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
+        )
+        fabric.barrier()
     if fabric.is_global_zero:
         use = f"python evaluate.py with the same options, adaptation=drift adaptation.checkpoints={started.folder}"
         started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
