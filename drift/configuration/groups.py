@@ -334,21 +334,9 @@ class Trainer(TypedDict, total=False):
     strategy: Text
     num_nodes: Count
     precision: Annotated[
-        Literal[
-            *(
-                "32-true",
-                "16-true",
-                "bf16-true",
-                "64-true",
-                "16-mixed",
-                "bf16-mixed",
-                "32",
-                "16",
-                "bf16",
-                "64",
-            ),
-            *(32, 16, 64, "transformer-engine", "transformer-engine-float16"),
-        ],
+        Literal["32-true", "16-true", "bf16-true", "64-true", "16-mixed", "bf16-mixed"]
+        | Literal["32", "16", "bf16", "64", "transformer-engine", "transformer-engine-float16"]
+        | Literal[32, 16, 64],
         in_words("32-true, 16-mixed, bf16-mixed, or another precision of Lightning's trainer"),
     ]
     logger: bool
