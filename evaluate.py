@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from drift.interrupts import interruptible
 
-from drift.adaptation.adapter_files import AdapterFolder
-from drift.callbacks import ReportWriter, ResultsWriter
-from drift.command_line import build, load_models, options_of, run, start_run
-from drift.dashboard import Dashboard
-from drift.errors import DriftError, InputError
-from drift.metrics.davis import DavisScore, DavisScores
-from drift.module import TrackingModule
-from drift.processes import watched
-from drift.reporting.output_folder import output_folder
-from drift.reporting.run_log import RunLog
-from drift.submission import write_submission
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from drift.metrics.davis import DavisScores
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def evaluate(config: DictConfig) -> DavisScores:
     """Runs one configuration; its files are in `output.dir`."""
+    # Imported here, as a configuration is composed and checked without them.
+    from omegaconf import OmegaConf
+
+    from drift.adaptation.adapter_files import AdapterFolder
+    from drift.callbacks import ReportWriter, ResultsWriter
+    from drift.command_line import build, claimed_folder, load_models, options_of, start_run
+    from drift.dashboard import Dashboard
+    from drift.errors import DriftError, InputError
+    from drift.metrics.davis import DavisScore
+    from drift.module import TrackingModule
+    from drift.processes import watched
+    from drift.reporting.output_folder import output_folder
+    from drift.reporting.run_log import RunLog
+    from drift.submission import write_submission
+
     settings = OmegaConf.to_container(config, resolve=True)
-    with options_of("output"):
-        output = output_folder(settings)  # before anything is written into it
+    output = output_folder(settings)
     started = start_run(config)
     data, folder = started.data, started.folder
     submission = data.submission()
@@ -41,7 +49,7 @@ def evaluate(config: DictConfig) -> DavisScores:
     results = ResultsWriter(settings, log)
     reports = [ReportWriter(folder, results)] if config.output.report else []
     callbacks = [results, Dashboard(settings, results), *reports]
-    trainer = build(config, "trainer", logger=build(config, "logger") or False, callbacks=callbacks)
+    trainer = build(config, "trainer", devices=started.devices, callbacks=callbacks)
     models = load_models(config, trainer.strategy.root_device)
     with options_of("adaptation"):
         adapters = AdapterFolder.to_read(models.adaptation, models.propagation, folder / "adapters")
@@ -55,17 +63,25 @@ def evaluate(config: DictConfig) -> DavisScores:
         progress=started.progress,
         waits_for_device=bool(config.output.verbose),
     )
-    with watched(trainer):
+    with claimed_folder(config, is_global_zero=trainer.is_global_zero), watched(trainer):
+        trainer.logger = build(config, "logger")
         trainer.predict(module, datamodule=data, return_predictions=False)
-    if trainer.is_global_zero:
-        archive = folder / "submission.zip" if submission else None
-        if archive and submission:
-            write_submission(archive, folder / "masks", submission)
-        log.end(results.clips, results.scores, folder, archive)
+        if trainer.is_global_zero:
+            archive = folder / "submission.zip" if submission else None
+            if archive and submission:
+                write_submission(archive, folder / "masks", submission)
+            log.end(results.clips, results.scores, folder, archive)
     if defects := [clip.defect for clip in results.clips if clip.defect]:
         raise InputError("; ".join(defects))
     return results.scores
 
 
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    from drift.command_line import run
+
+    return run(evaluate, config_dir=CONFIGS, config_name="evaluate")
+
+
 if __name__ == "__main__":
-    sys.exit(run(evaluate, config_dir=CONFIGS, config_name="evaluate"))
+    sys.exit(interruptible(main))

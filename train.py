@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from drift.interrupts import interruptible
 
-from drift.adaptation.adapter_files import AdapterFolder
-from drift.adapter_training import learn_adapters
-from drift.command_line import build, load_models, options_of, run, start_run
-from drift.errors import OptionError
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def train(config: DictConfig) -> Path:
     """Learns the adapters that are missing in `output.dir`; returns that folder."""
+    # Imported here, as a configuration is composed and checked without them.
+    from lightning.fabric import Fabric
+
+    from drift.adaptation.adapter_files import AdapterFolder
+    from drift.adapter_training import learn_adapters
+    from drift.command_line import build, claimed_folder, load_models, start_run
+    from drift.errors import OptionError
+
     started = start_run(config)
     trainer = config.trainer
-    fabric = Fabric(
-        accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.get("strategy", "auto")
-    )
+    strategy = trainer.get("strategy", "auto")
+    fabric = Fabric(accelerator=trainer.accelerator, devices=started.devices, strategy=strategy)
     fabric.launch()
     models = load_models(config, fabric.device)
-    with options_of("adaptation"):
-        if not models.adaptation.learns:
-            raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
+    if not models.adaptation.learns:
+        raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
     adapters = AdapterFolder(models.adaptation, models.propagation, started.folder)
     clips = started.data.clips_of(fabric.global_rank, fabric.world_size)
-    logger = build(config, "logger") if fabric.is_global_zero else None
-    learn_adapters(
-        clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
-    )
-    fabric.barrier()
+    with claimed_folder(config, is_global_zero=fabric.is_global_zero):
+        logger = build(config, "logger") if fabric.is_global_zero else None
+        learn_adapters(
+            clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
+        )
+        fabric.barrier()
     if fabric.is_global_zero:
         use = f"python evaluate.py with the same options, adaptation=drift adaptation.checkpoints={started.folder}"
         started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
     return started.folder
 
 
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    from drift.command_line import run
+
+    return run(train, config_dir=CONFIGS, config_name="train")
+
+
 if __name__ == "__main__":
-    sys.exit(run(train, config_dir=CONFIGS, config_name="train"))
+    sys.exit(interruptible(main))

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from drift.clip import Clip, FrameFiles, MaskFiles
 from drift.download import Archive, fetch_and_extract
 from drift.errors import InputError, OptionError
-from drift.options import choice, whole_number
 from drift.processes import longest_first
 from drift.submission import Submission
 
@@ -63,7 +62,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         download_hint: how to get the data set manually, used in error messages.
 
     Raises:
-        OptionError: `root` is missing, or an option is out of range.
+        OptionError: `root` does not exist.
         InputError: the data set cannot be downloaded.
     """
 
@@ -73,22 +72,13 @@ class ClipDataModule(L.LightningDataModule, ABC):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path,
         *,
         sequences: Sequence[str] | None = None,
         max_side: int | None = None,
         download: bool = False,
     ) -> None:
         super().__init__()
-        if root is None:
-            raise OptionError("root", "null", "the folder of the data set: data.root=FOLDER")
-        is_list = sequences is None or (sequences and not isinstance(sequences, str))
-        if not is_list or (sequences and len(set(sequences)) < len(sequences)):
-            raise OptionError(
-                "sequences", sequences, "a list of names, [a,b], each once, or null for the whole split"
-            )
-        whole_number("max_side", max_side, minimum=16, none_allowed=True)
-        choice("download", download, (True, False))
         self.max_side = max_side
         self.root = Path(root).expanduser()
         if download and not self.is_downloaded(self.root):
@@ -186,7 +176,7 @@ class FolderOfSplits(ClipDataModule):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path,
         *,
         split: str = "valid",
         sequences: Sequence[str] | None = None,

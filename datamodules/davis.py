@@ -35,7 +35,7 @@ class Davis2017(ClipDataModule):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path,
         *,
         split: str = "val",
         sequences: Sequence[str] | None = None,

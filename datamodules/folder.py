@@ -7,7 +7,6 @@ from pathlib import Path
 
 from datamodules.base import ClipDataModule, clip_of_files, folders_in, frames_in, masks_in
 from drift.clip import Clip
-from drift.options import positive
 
 __all__ = ["Folder"]
 
@@ -27,13 +26,12 @@ class Folder(ClipDataModule):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path,
         *,
         frames_per_second: float = 24.0,
         sequences: Sequence[str] | None = None,
         max_side: int | None = None,
     ) -> None:
-        positive("frames_per_second", frames_per_second)
         self.frames_per_second = frames_per_second
         super().__init__(root, sequences=sequences, max_side=max_side)
 

@@ -34,7 +34,7 @@ class LongVideos(ClipDataModule):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path,
         *,
         split: str | None = None,
         sequences: Sequence[str] | None = None,

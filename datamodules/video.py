@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from datamodules.base import ClipDataModule, frames_in
 from drift.clip import Clip, FrameFiles, Keypoint, MaskFiles, ObjectPrompt
 from drift.errors import InputError, OptionError
 from drift.image_files import read_frame
-from drift.options import positive, whole_number
 from drift.video_files import VideoFrames, index_video
 
 __all__ = ["Video", "object_prompts", "read_keypoints"]
@@ -41,13 +39,13 @@ class Video(ClipDataModule):
         max_side: see `ClipDataModule`.
 
     Raises:
-        OptionError: an option is out of range, or there is nothing to track.
+        OptionError: `path` does not exist.
         InputError: a mask file is missing.
     """
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | Path,
         *,
         mask: str | Path | None = None,
         masks: Mapping[int, str] | None = None,
@@ -59,12 +57,6 @@ class Video(ClipDataModule):
         frames_per_second: float = 24.0,
         max_side: int | None = None,
     ) -> None:
-        if path is None:
-            raise OptionError("path", "null", "a video file or a folder of frames: data.path=clip.mp4")
-        whole_number("frame", frame, minimum=0)
-        positive("frames_per_second", frames_per_second)
-        if mask is not None and masks and frame in masks:
-            raise OptionError("mask", mask, f"null, because data.masks has a mask for frame {frame}")
         self.path = Path(path).expanduser()
         if not self.path.exists():
             raise OptionError("path", path, "a video file or a folder of frames that exists")
@@ -73,13 +65,6 @@ class Video(ClipDataModule):
         self._masks = _masks_by_frame(mask, masks, frame)
         self._prompts = object_prompts(box, points, labels)
         self._keypoints = None if keypoints is None else Path(keypoints).expanduser()
-        if not (self._masks or self._prompts or self._keypoints):
-            raise OptionError(
-                "mask",
-                "null",
-                "a PNG with the objects to track; or set data.box=[x0,y0,x1,y1], data.points=[[x,y]] or "
-                "data.keypoints=FILE.csv",
-            )
 
     def split(self) -> list[str]:
         """The name of the clip: that of the file without suffix, or of the folder."""
@@ -142,7 +127,6 @@ class Video(ClipDataModule):
 def _masks_by_frame(mask: str | Path | None, masks: Mapping[int, str] | None, frame: int) -> dict[int, Path]:
     paths = {} if mask is None else {frame: Path(mask).expanduser()}
     for index, file in (masks or {}).items():
-        whole_number("masks", index, minimum=0)
         paths[int(index)] = Path(file).expanduser()
     for path in paths.values():
         if not path.is_file():
@@ -161,26 +145,16 @@ def object_prompts(
         box: (x0, y0, x1, y1) in pixels, or a list of boxes; box number n, from 1, belongs to object n.
         points: (x, y) of each click in pixels.
         labels: object id of each click, 0 for the background; None if all clicks are on object 1.
-
-    Raises:
-        OptionError: a box does not have four numbers or has no area, a click does not have two numbers, or the number
-            of labels differs from that of clicks.
     """
     boxes = _boxes(box)
-    clicks = [] if points is None else [_coordinates("points", point, 2) for point in points]
+    clicks = points or []
     labels = [1] * len(clicks) if labels is None else list(labels)
-    if len(labels) != len(clicks):
-        raise OptionError("labels", labels, f"one label for each of the {len(clicks)} points")
-    for label in labels:
-        whole_number("labels", label, minimum=0, maximum=_MAX_OBJECTS)
     object_ids = sorted({*range(1, len(boxes) + 1), *labels} - {0})
-    if clicks and not object_ids:
-        raise OptionError("labels", labels, "an object id, 1 or more, for at least one point")
     return [
         ObjectPrompt(
             object_id,
             box=boxes[object_id - 1] if object_id <= len(boxes) else None,
-            points=tuple((x, y) for x, y in clicks),
+            points=tuple((float(x), float(y)) for x, y in clicks),
             inside=tuple(label == object_id for label in labels),
         )
         for object_id in object_ids
@@ -190,27 +164,8 @@ def object_prompts(
 def _boxes(box: Sequence[Any] | None) -> list[tuple[float, float, float, float]]:
     if not box:
         return []
-    boxes = []
-    for values in box if isinstance(box[0], Sequence) else [box]:
-        x0, y0, x1, y1 = _coordinates("box", values, 4)
-        if x0 >= x1 or y0 >= y1:
-            raise OptionError("box", list(values), "[x0,y0,x1,y1] with x0 < x1 and y0 < y1")
-        boxes.append((x0, y0, x1, y1))
-    return boxes
-
-
-def _coordinates(name: str, values: Any, count: int) -> tuple[float, ...]:
-    if (
-        isinstance(values, str)
-        or not isinstance(values, Sequence)
-        or len(values) != count
-        or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
-        )
-    ):
-        form = {2: "[[x,y],...]", 4: "[x0,y0,x1,y1]"}[count]
-        raise OptionError(name, values, f"{form}, in pixels")
-    return tuple(float(value) for value in values)
+    boxes = box if isinstance(box[0], Sequence) else [box]
+    return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
 
 
 def read_keypoints(path: Path) -> dict[int, list[Keypoint]]:

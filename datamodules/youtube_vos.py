@@ -10,7 +10,6 @@ from typing import Any
 from datamodules.base import FolderOfSplits, clip_of_files, frames_in
 from drift.clip import Clip
 from drift.errors import InputError
-from drift.options import choice
 from drift.submission import Submission
 
 __all__ = ["YouTubeVos"]
@@ -33,8 +32,7 @@ class YouTubeVos(FolderOfSplits):
 
     download_hint = "register at youtube-vos.org and unpack valid.zip in data.root"
 
-    def __init__(self, root: str | Path | None, *, all_frames: bool = False, **options: Any) -> None:
-        choice("all_frames", all_frames, (True, False))
+    def __init__(self, root: str | Path, *, all_frames: bool = False, **options: Any) -> None:
         self.all_frames = all_frames
         super().__init__(root, **options)
         self._videos: Mapping[str, Any] | None = None

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 import logging
 import os
-import re
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import lightning as L
-import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from drift.adaptation import Adaptation
-from drift.backbones import Backbone
+from drift.configuration.checking import check
+from drift.configuration.messages import blamed, explain, first_line
+from drift.configuration.words import prepared_words
 from drift.errors import DriftError, InputError, OptionError
-from drift.options import choice, whole_number
-from drift.processes import claim_gpu, workers
-from drift.propagation import PropagationOptions, Tracker
+from drift.interrupts import interruptible
+from drift.processes import claim_gpu, end_with_parent, fitting_devices, held, workers
 from drift.reporting.progress import ProgressBars
 from drift.reporting.summary import ERROR_FILE, SweepSummary
 
-__all__ = ["Models", "Run", "build", "keep_freed_memory", "load_models", "options_of", "run", "start_run"]
+if TYPE_CHECKING:
+    import torch
+
+    from drift.adaptation import Adaptation
+    from drift.backbones import Backbone
+    from drift.propagation import PropagationOptions, Tracker
+
+__all__ = [
+    "Models",
+    "Run",
+    "build",
+    "claimed_folder",
+    "keep_freed_memory",
+    "load_models",
+    "options_of",
+    "run",
+    "start_run",
+]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -73,9 +76,8 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
             cause = error.__cause__
             if isinstance(cause, DriftError):
                 raise cause from None
-            values = {str(name): value for name, value in config[key].items()}
-            given = ", ".join(f"{key}.{name}={value}" for name, value in values.items() if name[0] != "_")
-            raise DriftError(f"{given}: {_first_line(cause or error)}") from None
+            message = first_line(cause or error)
+            raise DriftError(f"{blamed(key, config[key], message)}: {message}") from None
 
 
 def _folders_would_differ() -> bool:
@@ -85,30 +87,39 @@ def _folders_would_differ() -> bool:
     return several and "trainer=ddp" in sys.argv and not named
 
 
-def prepare_output(config: DictConfig) -> Path:
-    """Creates `output.dir` and saves the resolved configuration in it as `config.yaml`.
+@contextmanager
+def claimed_folder(config: DictConfig, *, is_global_zero: bool) -> Iterator[None]:
+    """Within it, the run may write into `output.dir`: it has the folder for itself, with its `config.yaml`.
+
+    Enter it once everything that can be refused has been checked, so that the folder of a finished run stays as it is
+    where a command fails.
+
+    Args:
+        config: the configuration.
+        is_global_zero: whether this is the process of rank 0, the only one that claims the folder.
 
     Raises:
-        OptionError: the seed or a switch of `output` is not allowed, or the folder is not the same for all processes.
-        InputError: the folder cannot be written.
+        InputError: another run writes into the folder, or it cannot be written.
     """
-    whole_number("seed", config.seed, minimum=0, maximum=2**32 - 1)
-    with options_of("output"):
-        for name in {"attention", "progress", "report", "verbose", "json_logs"} & config.output.keys():
-            choice(name, config.output[name], (True, False))
-    if _folders_would_differ():
-        raise OptionError(
-            "output.dir",
-            config.output.dir,
-            "a given folder: the processes of torchrun and SLURM share it",
-        )
     folder = Path(config.output.dir)
+    if not is_global_zero:
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        file = (folder / "config.yaml").open("a", encoding="utf-8")
     except OSError as error:
         raise InputError(f"output.dir={folder}: cannot be written ({error.strerror})") from None
-    return folder
+    with file:
+        if not held(file):
+            raise InputError(
+                f"output.dir={folder}: another run writes into it; wait for it, or give another folder"
+            )
+        file.truncate(0)
+        file.write(OmegaConf.to_yaml(config, resolve=True))
+        file.flush()
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        yield
 
 
 @dataclass(frozen=True)
@@ -116,16 +127,18 @@ class Run:
     """What every entry point makes of its configuration before it loads a model.
 
     Attributes:
-        folder: `output.dir`, which holds the configuration.
+        folder: `output.dir`; see `claimed_folder`.
         console: where to print.
         progress: progress bars.
         data: the data module, whose files have been found.
+        devices: `trainer.devices`, or fewer where there are fewer clips or cores.
     """
 
     folder: Path
     console: Console
     progress: ProgressBars
     data: Any
+    devices: Any
 
 
 @dataclass(frozen=True)
@@ -148,12 +161,17 @@ class Models:
 
 
 def start_run(config: DictConfig) -> Run:
-    """Prepares the output folder, seeds all generators, and finds the data.
+    """Seeds all generators and finds the data.
 
     Raises:
         DriftError: an option is not allowed, or a file cannot be used; one line that names it.
     """
-    folder = prepare_output(config)
+    import lightning as L
+
+    _quieten_lightning()
+    if _folders_would_differ():
+        allowed = "a given folder: the processes of torchrun and SLURM share it"
+        raise OptionError("output.dir", config.output.dir, allowed)
     L.seed_everything(config.seed, workers=True, verbose=False)
     console = Console()
     data = build(config, "data")
@@ -162,7 +180,8 @@ def start_run(config: DictConfig) -> Run:
         if config.backbone.get("cache"):
             data.turn = _number_in_sweep()
     progress = ProgressBars(console, enabled=_shows_bars(config) and console.is_terminal)
-    return Run(folder, console, progress, data)
+    devices = fitting_devices(config.trainer.get("devices", 1), clips=len(data.sequences))
+    return Run(Path(config.output.dir), console, progress, data, devices)
 
 
 def load_models(config: DictConfig, device: torch.device) -> Models:
@@ -203,13 +222,17 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     Returns:
         The exit status: 0, or 2 after such an error, or 130 after an interrupt.
     """
+    return interruptible(lambda: _run(task, config_dir, config_name))
+
+
+def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> int:
+    try:
+        sys.argv[1:] = prepared_words(sys.argv[1:], config_dir)
+    except DriftError as error:
+        return _fail(str(error))
+    end_with_parent()
     OmegaConf.register_new_resolver("workers", workers, replace=True)
     _prepare_process()
-    sys.argv[1:] = [_with_choices_below(word, config_dir) for word in sys.argv[1:]]
-    if config_name == "evaluate":
-        sys.argv[1:] = [
-            "output.verbose=true" if word in ("-v", "--verbose") else word for word in sys.argv[1:]
-        ]
     status = SweepSummary.failed = 0
 
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
@@ -217,12 +240,15 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
         nonlocal status
         _prepare_process()  # a launcher of sweeps may start new processes
         hydra_config = HydraConfig.get()
-        # The runs of a sweep have different folders; all processes of a run must have the same.
-        config.output.dir = hydra_config.runtime.output_dir
-        error_file = Path(config.output.dir) / ERROR_FILE
-        with suppress(OSError):
-            error_file.unlink()
+        folder = Path(hydra_config.runtime.output_dir)
+        if _in_sweep():
+            with suppress(OSError):
+                (folder / ERROR_FILE).unlink()
         try:
+            settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            check(settings)
+            # The runs of a sweep have different folders; all processes of a run must have the same.
+            config.output.dir = str(folder)
             if _in_sweep() and "joblib" in str(hydra_config.launcher.get("_target_")):
                 claim_gpu(Path(hydra_config.sweep.dir))
             return task(config)
@@ -235,18 +261,20 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
             if not _in_sweep():
                 raise
             traceback.print_exc()
-            line = f"{type(error).__name__}: {_first_line(error)}"
+            line = f"{type(error).__name__}: {first_line(error)}"
         status = _fail(line)
         with suppress(OSError):
-            error_file.write_text(f"{line}\n", encoding="utf-8")
+            if _in_sweep():
+                (folder / ERROR_FILE).write_text(f"{line}\n", encoding="utf-8")
+            else:
+                folder.rmdir()  # if Hydra made it for nothing
 
     try:
-        with _ended_by_sigterm():
-            main()
+        main()
         if SweepSummary.failed:  # runs in other processes
             status = 2
     except (HydraException, OmegaConfBaseException) as error:
-        status = _fail(_explain(error, config_dir, config_name))
+        status = _fail(explain(error, config_dir, config_name))
     except OSError as error:  # the output folder, which Hydra creates, or a launcher without its cluster
         if error.filename is None:
             raise
@@ -254,41 +282,22 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     except (ValueError, RuntimeError) as error:
         if not any(word.startswith("hydra/launcher=") for word in sys.argv):
             raise
-        status = _fail(f"hydra.launcher: {_first_line(error)}")  # runs report their own errors
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt into an exit of its own.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        print("interrupted; the files written so far are complete", file=sys.stderr)
-        return 130
+        status = _fail(f"hydra.launcher: {first_line(error)}")  # runs report their own errors
     return status
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM acts as an interrupt: Lightning's own handler does not end a prediction."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _prepare_process() -> None:
     """Settings of every process of a run, including those that a launcher of sweeps starts."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    keep_freed_memory()
+
+
+def _quieten_lightning() -> None:
+    """Hides Lightning's hints; call it after Lightning is imported, which sets the level of its loggers."""
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
-    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -305,75 +314,6 @@ def keep_freed_memory() -> None:
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _with_choices_below(word: str, config_dir: Path) -> str:
-    """Expands `experiment=glob(ablation/*)` to a list: Hydra's own glob does not search folders of a group."""
-    found = re.fullmatch(r"(\w+)=glob\(([\w/*?-]+/[\w*?-]+)\)", word)
-    if not found:
-        return word
-    group, pattern = found.groups()
-    choices = sorted(
-        path.relative_to(config_dir / group) for path in (config_dir / group).glob(f"{pattern}.yaml")
-    )
-    return f"{group}=" + ",".join(path.with_suffix("").as_posix() for path in choices) if choices else word
-
-
 def _fail(line: str) -> int:
     print(f"error: {line}", file=sys.stderr)
     return 2
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _explain(error: Exception, config_dir: Path, config_name: str) -> str:
-    """One line that names the key, the value and the allowed values."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value ({_first_line(error)})"
-    if isinstance(error, ConfigCompositionException):
-        unknown = re.search(r"Could not override '([^'@]+)", str(error))
-        if unknown:
-            return _explain_unknown(unknown.group(1), config_dir, config_name)
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
-
-
-def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> str:
-    """For a choice that does not exist, as `data/coco` or `experiment/grid/head`: the choices of its group."""
-    group, _, name = chosen.partition("/")
-    if (config_dir / chosen).parent.is_dir() and group not in (
-        "hydra",
-        "experiment",
-    ):  # a group within a group
-        group, _, name = chosen.rpartition("/")
-    if group == "hydra":  # plugins add choices
-        part, _, name = name.partition("/")
-        hint = "needs pip install -e '.[sweep]'; " if part == "launcher" else ""
-        return f"hydra/{part}={name}: {hint}allowed is {', '.join(options)}"
-    paths = sorted((config_dir / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"))
-    allowed = [path.relative_to(config_dir / group).with_suffix("").as_posix() for path in paths]
-    return f"{group}={name}: allowed is {', '.join(allowed)}"
-
-
-def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
-    GlobalHydra.instance().clear()
-    groups = {path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()}
-    choices = [word for word in sys.argv[1:] if word.split("=")[0] in groups and "," not in word]
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        node: Any = compose(config_name, overrides=choices)
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        if not isinstance(node, DictConfig) or parent not in node:
-            return f"{key}: no such key; {'.'.join(parents[:depth]) or 'the configuration'} has {_keys(node)}"
-        node = node._get_node(parent)
-    keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
-    close = difflib.get_close_matches(last, keys, n=1)
-    hint = f"did you mean {'.'.join([*parents, close[0]])}? " if close else ""
-    return f"{key}: no such key; {hint}{'.'.join(parents) or 'the configuration'} has {_keys(node)}"
-
-
-def _keys(node: Any) -> str:
-    if not isinstance(node, DictConfig):
-        return "no keys of its own"
-    return ", ".join(str(key) for key in node if not str(key).startswith("_"))

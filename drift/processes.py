@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
 from drift.errors import DriftError
 
 if TYPE_CHECKING:
@@ -20,10 +18,13 @@ if TYPE_CHECKING:
 with suppress(ImportError):  # not on Windows
     import fcntl
 
-__all__ = ["claim_gpu", "longest_first", "watched", "workers"]
+__all__ = ["claim_gpu", "end_with_parent", "fitting_devices", "held", "longest_first", "watched", "workers"]
 
 _POLL_INTERVAL = 0.5  # seconds
 _MAX_CPU_WORKERS = 4  # each takes 2 GB of memory
+
+_PARENT = "DRIFT_PARENT"
+"""Environment variable: id of the process that starts the other processes of a run."""
 
 _gpu_locks: list[IO[str]] = []
 
@@ -49,7 +50,59 @@ def longest_first(lengths: Sequence[int], processes: int) -> list[list[int]]:
 
 def workers() -> int:
     """Number of sweep runs that this machine executes in parallel: one per GPU, or one per CPU core, at most four."""
+    import torch
+
     return torch.cuda.device_count() or min(os.cpu_count() or 1, _MAX_CPU_WORKERS)
+
+
+def fitting_devices(devices: object, *, clips: int) -> object:
+    """`trainer.devices`, lowered to the number of clips and of cores, with a warning: each is a process.
+
+    Devices that are not given as a number, and processes that torchrun or SLURM starts, are left as they are.
+
+    Example:
+        >>> fitting_devices("auto", clips=1)
+        'auto'
+    """
+    started_elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    if not isinstance(devices, int) or started_elsewhere:
+        return devices
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fitting = min(devices, clips, cores)
+    if fitting < devices and not _is_child():
+        reason = f"there are {clips} clips and {cores} cores"
+        print(f"warning: trainer.devices={devices}: {fitting} used, as {reason}", file=sys.stderr)
+    return max(fitting, 1) if devices > 0 else devices
+
+
+def end_with_parent() -> None:
+    """Lets this process, if another process of the run started it, end when that one does."""
+    if not _is_child():
+        os.environ[_PARENT] = str(os.getpid())
+    elif parent := os.environ.get(_PARENT):
+        threading.Thread(target=_outlive, args=(int(parent),), name="drift-parent", daemon=True).start()
+
+
+def _outlive(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_INTERVAL)
+    os._exit(2)  # the main thread may be blocked in a collective operation
+
+
+def _is_child() -> bool:
+    """Whether Lightning started this process, in another one of the run."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def held(file: IO[str]) -> bool:
+    """Reserves an open file until it is closed; False if another process, or another run in this one, has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, NameError):  # a file system without locks; Windows
+        return True
+    return True
 
 
 def claim_gpu(folder: Path) -> None:
@@ -60,15 +113,15 @@ def claim_gpu(folder: Path) -> None:
     Args:
         folder: for lock files; the same for all processes, on a local disk.
     """
+    import torch
+
     if _gpu_locks:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     for gpu in gpus if len(gpus) > 1 else ():
         file = (folder / f".gpu-{gpu}.lock").open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # reserved by another process
+        if not held(file):
             file.close()
             continue
         _gpu_locks.append(file)  # the lock is released when the file is closed

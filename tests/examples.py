@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from drift.clip import Clip
 from drift.image_files import write_mask
 from pretraining.pictures import Cutout
 from pretraining.text import build_tokenizer
+
+
+def replaced(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Words of a command line, without those whose key is among the overrides, which follow."""
+    keys = {word.partition("=")[0] for word in overrides}
+    return [*(word for word in words if word.partition("=")[0] not in keys), *overrides]
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

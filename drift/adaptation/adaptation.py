@@ -22,8 +22,9 @@ from drift.adaptation.fitting import Diverged, fit
 from drift.adaptation.schemes import HeadScheme, Uniform
 from drift.adaptation.textual_inversion import PromptOptions, TextualInversion, inversion_layers
 from drift.backbones.interface import Backbone, as_prompt_backbone
+from drift.configuration import groups
+from drift.configuration.checking import check_fields
 from drift.errors import OptionError
-from drift.options import whole_number
 from drift.propagation.adapter import Adapter
 from drift.propagation.heads import PropagationOptions
 
@@ -53,7 +54,7 @@ class Adaptation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, minimum=0)
+        check_fields(self, groups.Adaptation)
 
     @property
     def learns(self) -> bool:

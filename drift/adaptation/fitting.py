@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import lightning as L
 import torch
@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from drift.backbones.interface import Backbone
+from drift.configuration import groups
+from drift.configuration.checking import check_fields
 from drift.errors import DriftError
-from drift.options import non_negative, positive, whole_number
 from drift.precision import full_precision
 
 __all__ = ["ClipModule", "Diverged", "FitOptions", "fit"]
@@ -59,11 +60,11 @@ class FitOptions:
     group = ""
     """Where the options are in the configuration, for error messages."""
 
+    kind: ClassVar[Any] = groups.Fit
+    """What they allow."""
+
     def __post_init__(self) -> None:
-        positive(f"{self.group}learning_rate", self.learning_rate)
-        whole_number(f"{self.group}steps", self.steps, minimum=1)
-        whole_number(f"{self.group}patience", self.patience, minimum=1)
-        non_negative(f"{self.group}tolerance", self.tolerance)
+        check_fields(self, self.kind, self.group)
 
 
 class ClipModule(L.LightningModule, Generic[BackboneType]):

@@ -16,7 +16,7 @@ from drift.adaptation.fitting import ClipModule, FitOptions, fit
 from drift.adaptation.schemes import HeadScheme, HeadWeights, scaled_weights
 from drift.adaptation.views import View, augmented_views
 from drift.backbones.interface import Backbone, Features
-from drift.options import non_negative, whole_number
+from drift.configuration import groups
 from drift.propagation.heads import PropagationOptions, compare, propagate_heads
 from drift.propagation.labels import downsampling, finest, pad_to_stride, pooled
 
@@ -69,11 +69,7 @@ class Learned(FitOptions, HeadScheme):
 
     learned = True
     group = "head_weighting."
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number("head_weighting.views", self.views, minimum=0)
-        non_negative("head_weighting.caution", self.caution)
+    kind = groups.Learning
 
     def weights(self, layers: Mapping[str, int]) -> HeadWeights:
         """See `HeadScheme`."""

@@ -17,8 +17,8 @@ from drift.adaptation.fitting import ClipModule, FitOptions
 from drift.adaptation.losses import area_weighted_cross_entropy, mean_attention, propagated_map_error
 from drift.adaptation.views import augmented_views
 from drift.backbones.interface import AttentionPass, Backbone, PromptBackbone, as_prompt_backbone
+from drift.configuration import groups
 from drift.errors import OptionError
-from drift.options import choice, non_negative, whole_number
 from drift.propagation.labels import pooled
 from drift.propagation.slots import slot_maps
 
@@ -60,15 +60,7 @@ class PromptOptions(FitOptions):
     slot_weight: float = 0.0
 
     group = "textual_inversion."
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("textual_inversion.conditioned", self.conditioned, (True, False))
-        for name in ("views", "refresh"):
-            whole_number(f"textual_inversion.{name}", getattr(self, name), minimum=0)
-        whole_number("textual_inversion.tokens", self.tokens, minimum=1)
-        for name in ("self_weight", "diffusion_weight", "slot_weight"):
-            non_negative(f"textual_inversion.{name}", getattr(self, name))
+    kind = groups.TextualInversion
 
 
 @dataclass(frozen=True)

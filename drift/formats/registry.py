@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drift.clip import Clip, FrameFiles
-from drift.errors import OptionError
 from drift.formats.coco import CocoWriter
 from drift.formats.cutouts import CutoutImages, CutoutVideo
 from drift.formats.mask_images import MaskWriter
@@ -14,20 +13,10 @@ from drift.formats.overlay import OverlayWriter
 from drift.formats.tables import BoxTable, ContourTable, KeypointTable
 from drift.formats.writer import FrameWriter
 
-__all__ = ["FORMATS", "check_formats", "make_writers"]
+__all__ = ["FORMATS", "make_writers"]
 
 FORMATS = ("masks", "overlay", "cutout_png", "cutout_webm", "coco", "boxes", "contours")
 """Allowed values of `output.formats`. Keypoints are always written if a clip has any."""
-
-
-def check_formats(formats: object) -> None:
-    """Raises OptionError unless `formats` is a (possibly empty) list of names from `FORMATS` without duplicates."""
-    allowed = "a list from " + ", ".join(FORMATS)
-    if isinstance(formats, str) or not isinstance(formats, Sequence):
-        raise OptionError("formats", formats, allowed)
-    for name in formats:
-        if name not in FORMATS or list(formats).count(name) > 1:
-            raise OptionError("formats", list(formats), allowed + ", without duplicates")
 
 
 def make_writers(formats: Sequence[str], clip: Clip, root: Path, *, done: int = 0) -> list[FrameWriter]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from drift.options import choice
 from drift.reporting.never_fatal import never_fatal, warn
 
 __all__ = ["GuardedLoggers", "no_logger", "wandb_logger"]
@@ -37,7 +36,6 @@ def wandb_logger(
     Returns:
         The logger, or None (with a warning) if W&B cannot start.
     """
-    choice("mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     modes: list[str] = []
     with never_fatal("W&B cannot be used", "the run continues without it"):

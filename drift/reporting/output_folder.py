@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,14 +11,9 @@ from typing import Any
 import numpy as np
 
 from drift.clip import Clip
-from drift.errors import OptionError
-from drift.formats.registry import check_formats
-from drift.options import choice, whole_number
 from drift.resuming import ProgressFolder, settings_that_count
 
 __all__ = ["OutputFolder", "output_folder"]
-
-_MAX_POINTS = 8  # queries in the attention figure, to keep it readable
 
 
 @dataclass(frozen=True)
@@ -88,20 +82,12 @@ class OutputFolder:
 
 
 def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
-    """Validates the group `output` of a resolved configuration; neither creates nor changes files.
+    """The output folder of a resolved configuration; neither creates nor changes files.
 
     Raises:
-        OptionError: an option of `output` is not allowed.
         InputError: `output.resume` is set, but the folder comes from another configuration.
     """
     output = settings["output"]
-    check_formats(output["formats"])
-    choice("resume", output["resume"], (True, False))
-    if output["resume"] and "masks" not in output["formats"]:
-        raise OptionError("formats", output["formats"], "with output.resume=true a list that includes masks")
-    whole_number("sampled_frames", output["sampled_frames"], minimum=0)
-    whole_number("pictured_clips", output["pictured_clips"], minimum=0)
-    _check_points(output["attention_points"])
     folder = Path(output["dir"])
     progress = ProgressFolder(folder, settings_that_count(settings), resume=output["resume"])
     progress.check()
@@ -114,20 +100,3 @@ def output_folder(settings: Mapping[str, Any]) -> OutputFolder:
         sampled_frames=output["sampled_frames"],
         pictured_clips=output["pictured_clips"],
     )
-
-
-def _check_points(points: object) -> None:
-    if points is None:
-        return
-    if not isinstance(points, list) or not 0 < len(points) <= _MAX_POINTS or not all(map(_is_point, points)):
-        raise OptionError(
-            "attention_points", points, f"null, or a list of at most {_MAX_POINTS} pixels [[x,y],...]"
-        )
-
-
-def _is_point(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -36,7 +36,8 @@ class RunLog:
         if self.as_json:
             return escape(json.dumps(self._record(result, score)))
         speed = f"{result.frames} frames, {1 / result.seconds_per_frame:.2f} frames/s"
-        line = f"[bold]{result.name}[/]  {self._scores(result, score)}  ({speed})"
+        scores = self._scores(result, score)
+        line = f"[bold]{result.name}[/]  {scores and scores + '  '}({speed})"
         if result.warning:
             line += f"\n  [yellow]warning: {result.name}: {result.warning}[/]"
         return line + self._details(result) if self.verbose else line
@@ -58,7 +59,8 @@ class RunLog:
                 record["submission"] = str(submission)
             self.console.print(json.dumps(record), soft_wrap=True, highlight=False, markup=False)
             return
-        self.console.print(results_table(clips, scores))
+        if scores.sequences or len(clips) > 1:  # a clip without scores has had its line
+            self.console.print(results_table(clips, scores))
         self.console.print(f"output: {folder}", soft_wrap=True)
         if (report := folder / "report.html").is_file():
             self.console.print(f"report: {report}", soft_wrap=True)
@@ -70,7 +72,7 @@ class RunLog:
             j, f = score.jaccard.mean, score.boundary.mean
             return f"J&F {score.j_and_f:.3f}  J {j:.3f}  F {f:.3f}"
         if len(scored_frames(result.frames, last_frame=self.last_frame)):
-            return "not scored (no ground truth)"
+            return ""
         return "nothing to score (first and last frame are not scored)"
 
     @staticmethod

@@ -17,11 +17,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from drift.clip import Clip, Keypoint
-from drift.errors import InputError, OptionError
+from drift.errors import InputError
 from drift.formats import FORMATS, SegmentedFrame, make_writers
 from drift.formats.coco import CocoWriter
 from drift.formats.overlay import OverlayWriter, draw_overlay, draw_points
-from drift.formats.registry import check_formats
 from drift.formats.tables import BoxTable, ContourTable, KeypointTable, points_by_frame
 from drift.image_files import DAVIS_PALETTE
 from drift.propagation.keypoints import TrackedPoint
@@ -296,9 +295,3 @@ def test_all_formats_of_one_clip(tmp_path):
         decoded = [frame for packet in packets for frame in decoder.decode(packet)]
     alpha = decoded[2].to_ndarray(format="rgba")[..., 3] > 127
     assert (alpha != inside).mean() < 0.02
-
-
-@pytest.mark.parametrize("formats", ["masks", ["movie"], ["masks", "masks"], None, 3])
-def test_invalid_formats_are_rejected(formats):
-    with pytest.raises(OptionError, match="a list from masks, overlay"):
-        check_formats(formats)

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from examples import moving_square, write_davis
+from examples import moving_square, replaced, write_davis
 from PIL import Image
 
 import evaluate
@@ -29,16 +29,14 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
 
     def call(*overrides: str, data: str = "davis", flags: Sequence[str] = ()) -> tuple[int, str, str]:
         words = [
-            *flags,
             f"data={data}",
             f"backbone.checkpoint={checkpoint}",
             "backbone.layers=[up_blocks.2.attentions.0]",
             "logger=none",
             "refinement=none",
             f"output.dir={tmp_path / 'out'}",
-            *overrides,
         ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *replaced(words, overrides)])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
@@ -251,9 +249,9 @@ class TestBadInput:
             ("refinement=magic", ["refinement=magic", "none"]),
             ("seed=abc", ["seed=abc", "a whole number"]),
             ("seed=-1", ["seed=-1", "a whole number"]),
-            ("output.formats=[movie]", ["output.formats=['movie']", "masks, overlay"]),
-            ("backbone.prompt=null", ["backbone.prompt=None", "a text"]),
-            ("data.sequences=[ant,ant]", ["data.sequences=['ant', 'ant']", "each once"]),
+            ("output.formats=[movie]", ["output.formats=[movie]", "masks, overlay"]),
+            ("backbone.prompt=null", ["backbone.prompt=null", "a text"]),
+            ("data.sequences=[ant,ant]", ["data.sequences=[ant,ant]", "each once"]),
             ("data.splitt=val", ["data.splitt", "did you mean data.split?"]),
         ],
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from examples import moving_square, write_davis, write_sound, write_video
+from examples import moving_square, replaced, write_davis, write_sound, write_video
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -37,7 +37,7 @@ def own(tmp_path_factory):
 
 
 def words(checkpoint, own, out, *overrides: str) -> list[str]:
-    return [
+    defaults = [
         "data=video",
         f"data.path={own / 'clip.mp4'}",
         f"backbone.checkpoint={checkpoint}",
@@ -45,15 +45,18 @@ def words(checkpoint, own, out, *overrides: str) -> list[str]:
         "logger=none",
         "refinement=none",
         f"output.dir={out}",
-        *overrides,
     ]
+    return replaced(defaults, overrides)
 
 
 @pytest.fixture
 def command(checkpoint, own, tmp_path, monkeypatch, capsys):
     def call(*overrides: str, out: str = "out", own_clip: bool = True) -> tuple[int, str, str]:
         arguments = words(checkpoint, own, tmp_path / out, *overrides)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments[0 if own_clip else 2 :]])
+        arguments = (
+            arguments if own_clip else [word for word in arguments if not word.startswith("data.path=")]
+        )
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
@@ -68,7 +71,8 @@ def masks(folder: Path) -> list[np.ndarray]:
 def test_a_video_and_a_mask_give_masks_and_an_overlay(command, own, tmp_path):
     status, printed, errors = command(f"data.mask={own / 'mask.png'}")
     assert (status, errors) == (0, "")
-    assert "not scored" in printed
+    assert "12 frames" in printed
+    assert "scored" not in printed, "nobody asked"
     out = tmp_path / "out"
     found = masks(out / "masks" / "clip")
     assert len(found) == 12

@@ -261,7 +261,7 @@ def test_with_nothing_to_learn_train_says_so(checkpoint, root, tmp_path, monkeyp
             [f"{HEADS}.layer=nowhere", LAYERS[0]],
         ),
         (["adaptation/head_weighting=single", f"{HEADS}.head=9"], [f"{HEADS}.head=9", "0 to 3"]),
-        (["adaptation/head_weighting=fixed"], [f"{HEADS}.layer_weights=None"]),
+        (["adaptation/head_weighting=fixed"], [f"{HEADS}.layer_weights=null"]),
         (["adaptation/head_weighting=tiny"], [f"{HEADS}.layer_weights=", LAYERS[1]]),
         ([f"{HEADS}.steps=0"], [f"{HEADS}.steps=0", "1 or more"]),
         ([f"{HEADS}.step=9"], [f"{HEADS}.step: no such key", f"did you mean {HEADS}.steps?"]),

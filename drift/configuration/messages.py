@@ -1,0 +1,98 @@
+"""What Hydra refuses, in one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+
+__all__ = ["blamed", "explain", "first_line"]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type if there is none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def explain(error: Exception, config_dir: Path, config_name: str) -> str:
+    """One line that names the key, the value and the allowed values."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as key=value ({first_line(error)}); names with other characters than "
+            """letters, digits and _ - . / need quotes, as in "data.sequences=['clip (1)',other]\""""
+        )
+    if isinstance(error, ConfigCompositionException):
+        unknown = re.search(r"Could not override '([^'@]+)", str(error))
+        if unknown:
+            return _explain_unknown(unknown.group(1), config_dir, config_name)
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def blamed(group: str, options: Mapping[str, Any], message: str) -> str:
+    """The option that an error of a library is about, as `trainer.accelerator=gpu`; the group if it is not clear.
+
+    Args:
+        group: name of the group.
+        options: its options.
+        message: the error's message.
+    """
+    words = set(re.findall(r"[\w.+-]+", message))
+    named = {
+        name: (str(value) in words and not isinstance(value, bool)) + (name in words)
+        for name, value in options.items()
+        if not name.startswith("_")
+    }
+    name = max(named, key=lambda one: named[one], default="")
+    return f"{group}.{name}={options[name]}" if name and named[name] else group
+
+
+def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> str:
+    """For a choice that does not exist, as `data/coco` or `experiment/grid/head`: the choices of its group."""
+    group, _, name = chosen.partition("/")
+    if (config_dir / chosen).parent.is_dir() and group not in (
+        "hydra",
+        "experiment",
+    ):  # a group within a group
+        group, _, name = chosen.rpartition("/")
+    if group == "hydra":  # plugins add choices
+        part, _, name = name.partition("/")
+        hint = "needs pip install -e '.[sweep]'; " if part == "launcher" else ""
+        return f"hydra/{part}={name}: {hint}allowed is {', '.join(options)}"
+    paths = sorted((config_dir / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"))
+    allowed = [path.relative_to(config_dir / group).with_suffix("").as_posix() for path in paths]
+    return f"{group}={name}: allowed is {', '.join(allowed)}"
+
+
+def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
+    GlobalHydra.instance().clear()
+    groups = {path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()}
+    choices = [word for word in sys.argv[1:] if word.split("=")[0] in groups and "," not in word]
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        node: Any = compose(config_name, overrides=choices)
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        if not isinstance(node, DictConfig) or parent not in node:
+            return f"{key}: no such key; {'.'.join(parents[:depth]) or 'the configuration'} has {_keys(node)}"
+        node = node._get_node(parent)
+    keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    if last in keys:
+        return f"{key}: no such key with every one of the choices given for its group"
+    close = difflib.get_close_matches(last, keys, n=1)
+    hint = f"did you mean {'.'.join([*parents, close[0]])}? " if close else ""
+    return f"{key}: no such key; {hint}{'.'.join(parents) or 'the configuration'} has {_keys(node)}"
+
+
+def _keys(node: Any) -> str:
+    if not isinstance(node, DictConfig):
+        return "no keys of its own"
+    return ", ".join(str(key) for key in node if not str(key).startswith("_"))

@@ -1,0 +1,255 @@
+"""Every option of every group: wrong values end in one line that names the key and what is allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter
+
+import evaluate
+from drift.command_line import run
+from drift.configuration.checking import check, shown
+from drift.configuration.contradictions import group_at
+from drift.configuration.groups import GROUPS, Configuration, Output
+from drift.errors import DriftError
+
+CONFIGS = evaluate.CONFIGS
+CHOICES = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((CONFIGS / group.replace(".", "/")).glob("*.yaml"))
+]
+NEEDED = {  # by choices that cannot be used as they are
+    "video": ["data.path=clip.mp4", "data.mask=mask.png"],
+    "fixed": ["adaptation.head_weighting.layer_weights={a: 1}"],
+    **{
+        name: ["data.root=data"]
+        for name in ("davis", "davis2016", "folder", "long_videos", "mose", "youtube_vos")
+    },
+}
+
+
+@cache
+def composed(group: str, choice: str) -> dict[str, Any]:
+    words = [f"{group.replace('.', '/')}={choice}", *NEEDED.get(choice, [])]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("evaluate", overrides=[*words, "output.dir=out"])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def with_value(settings: Mapping[str, Any], path: str, key: str, value: Any) -> dict[str, Any]:
+    """A copy in which one option of a group is another."""
+    copied = {**settings}
+    if not path:
+        return copied | {key: value}
+    first, _, rest = path.partition(".")
+    return copied | {first: with_value(settings[first], rest, key, value)}
+
+
+def options(group: str, choice: str) -> dict[str, Any]:
+    """The types of the options of a choice."""
+    target = group_at(composed(group, choice), group)["_target_"]
+    return get_type_hints(GROUPS[group][target], include_extras=True)
+
+
+EVERY_OPTION = [("trainer", "cpu", "", "seed", get_type_hints(Configuration, include_extras=True)["seed"])]
+EVERY_OPTION += [
+    ("trainer", "cpu", "output", key, kind)
+    for key, kind in get_type_hints(Output, include_extras=True).items()
+]
+EVERY_OPTION += [
+    (group, choice, group, key, kind)
+    for group, choice in CHOICES
+    for key, kind in options(group, choice).items()
+    if kind is not Any and key in group_at(composed(group, choice), group)
+]
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**6), 10**6)
+    | st.floats()
+    | st.sampled_from(["", "x", "1", "none", "ten", "0,1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def is_allowed(kind: Any, value: Any) -> bool:
+    """Whether pydantic takes a value for a type, on its own."""
+    config = {"strict": True, "allow_inf_nan": False}
+    try:
+        TypeAdapter(dict[str, kind], config=config).validate_python({"value": value})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_is_checked_and_allowed(group, choice):
+    settings = composed(group, choice)
+    check(settings)
+    node = group_at(settings, group)
+    assert node["_target_"] in GROUPS[group], "a choice of ours is checked"
+    assert {key for key in node if key[0] != "_"} <= set(options(group, choice)), "all of its options are"
+
+
+@pytest.mark.parametrize(
+    ("group", "choice", "path", "key", "kind"),
+    [pytest.param(*row, id=f"{row[1]} {row[2]}.{row[3]}".replace(" .", " ")) for row in EVERY_OPTION],
+)
+@settings(max_examples=15, deadline=None)
+@given(value=VALUES)
+def test_wrong_values_of_every_option_are_refused_in_one_line(group, choice, path, key, kind, value):
+    name = f"{path}.{key}" if path else key
+    changed = with_value(composed(group, choice), path, key, value)
+    try:
+        check(changed)
+    except DriftError as error:
+        line = str(error)
+        assert "\n" not in line
+        if not is_allowed(kind, value):
+            assert line.startswith(f"{name}={shown(value)}: allowed is ")
+            assert len(line) > len(f"{name}={shown(value)}: allowed is a")
+    else:
+        assert is_allowed(kind, value)
+
+
+WRONG = {  # an example of each kind of option, beyond a wrong type
+    "seed": ["-1", "4294967296", "1.5", "abc", "null"],
+    "output.dir": ["", "null"],
+    "output.formats": ["masks", "[movie]", "[masks,masks]", "null"],
+    "output.attention_points": ["5", "[]", "[[1]]", "[[1,nan]]", "[[true,1]]", "[[1,2],[3,4],[5,6]]" + "x"],
+    "output.pictured_clips": ["-1", "true"],
+    "propagation.min_confidence": ["7", "-0.1", "nan"],
+    "propagation.top_k": ["0", "1.5", "many"],
+    "propagation.temperature": ["0", "inf", "null", "true"],
+    "backbone.layers": ["up_blocks.2", "[]", "[a,a]", "[1]", "['']"],
+    "backbone.timestep": ["-1", "0.5"],
+    "noise.ensemble": ["0"],
+    "data.sequences": ["ant", "[]", "[ant,ant]"],
+    "data.max_side": ["15", "0.5"],
+    "trainer.devices": ["0", "-2", "[]" + "x", "1.5"],
+    "refinement.max_area_change": ["0.9"],
+    "logger.mode": ["sometimes"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in WRONG for value in WRONG[key]])
+def test_a_wrong_option_of_the_command_line_ends_with_status_2(key, value, monkeypatch, tmp_path):
+    def never(config):
+        raise AssertionError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "output.dir=out", f"{key}={value}"])
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert run(never, config_dir=CONFIGS, config_name="evaluate") == 2
+    line = errors.getvalue()
+    assert line.startswith(f"error: {key}=")
+    assert line.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def changed_by(*words: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("evaluate", overrides=["output.dir=out", *words])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+VIDEO = ["data=video", "data.path=clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["noise=ddim_inversion", "noise.steps=21"], r"noise.steps=21: .* from 1 to backbone.timestep=20"),
+        (["noise=ddim_inversion", "backbone.timestep=0"], "backbone.timestep=0: allowed is 1 or more"),
+        (
+            [
+                "noise=none",
+                "adaptation=drift",
+                "adaptation.textual_inversion.diffusion_weight=0.1",
+            ],
+            "diffusion_weight=0.1: allowed is 0 with noise=none",
+        ),
+        (["adaptation.checkpoints=out"], "adaptation.checkpoints=out: allowed is null where nothing is"),
+        (
+            ["refinement.box=false", "refinement.mask=false", "refinement.positive_points=0"],
+            "refinement.box=false: allowed is true where",
+        ),
+        (
+            ["output.resume=true", "output.formats=[overlay]"],
+            r"output.formats=\[overlay\]: .* includes masks",
+        ),
+        (VIDEO, "data.mask=null: allowed is a PNG with the objects to track"),
+        ([*VIDEO, "data.mask=a.png", "data.masks={0: b.png}"], "has a mask for frame 0"),
+        ([*VIDEO, "data.masks={-1: b.png}"], r"data.masks=\{-1: b.png\}: allowed is \{FRAME: FILE"),
+        ([*VIDEO, "data.box=[5,5,5,40]"], r"data.box=\[5,5,5,40\]: .* x0 < x1"),
+        ([*VIDEO, "data.box=[[0,0,9,9],[nan,5,8,9]]"], r"data.box=\[\[0,0,9,9\],\[nan,5,8,9\]\]: allowed"),
+        ([*VIDEO, "data.points=[5,5]"], r"data.points=\[5,5\]: allowed is \[\[x,y\],...\] in pixels"),
+        ([*VIDEO, "data.points=[[5,5]]", "data.labels=[1,2]"], "one label for each of the 1 points"),
+        ([*VIDEO, "data.points=[[5,5]]", "data.labels=[0]"], "for at least one point"),
+        (["+propagation.topk=3"], r"propagation.topk: no such key; did you mean propagation.top_k\?"),
+    ],
+)
+def test_contradictions_are_refused(words, message):
+    with pytest.raises(DriftError, match=message) as error:
+        check(changed_by(*words))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*VIDEO, "data.box=[[0,0,9,9],[1,2,3,4.5]]"],
+        [*VIDEO, "data.points=[[5,5],[6,6]]", "data.labels=[1,0]"],
+        [*VIDEO, "data.masks={0: a.png, 40: b.png}", "data.mask=c.png", "data.frame=3"],
+        ["data.sequences=[1,b]"],
+        ["trainer.devices=auto"],
+        ["trainer.devices=[0,1]"],
+        ["trainer.devices=-1"],
+        [
+            "trainer.precision=16-mixed",
+            "trainer.accelerator=auto",
+            "+trainer.num_nodes=2",
+            "trainer.logger=true",
+        ],
+        ["propagation.top_k=null", "propagation.radius=null", "propagation.temperature=1"],
+        ["propagation.memory_frames=0", "propagation.min_confidence=1"],
+        ["+backbone.option_of_another_family=3"],
+        ["output.formats=[]", "output.attention_points=[[3,4],[500,-3]]"],
+        ["adaptation=drift", "adaptation.head_weighting.views=0", "adaptation.textual_inversion.refresh=0"],
+        ["adaptation=drift", "adaptation.head_weighting.layer_weights={a.b: [1,2], c: 0}"],
+        ["backbone.cache_gigabytes=1", "backbone.layers=null", "backbone.prompt=''"],
+        ["logger=csv", "logger.version=3", "logger.name=''"],
+        ["logger=csv", "+logger.flush_logs_every_n_steps=3"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_sense_is_allowed(words):
+    check(changed_by(*words))
+
+
+def test_a_group_with_a_target_of_ones_own_takes_any_options():
+    settings = composed("trainer", "cpu")
+    own = {"_target_": "mine.Tracker", "temperature": "hot", "colour": 3}
+    check({**settings, "propagation": own, "mine": {"x": 1}})
+    with pytest.raises(DriftError, match="temperature=hot"):
+        check({**settings, "propagation": {**settings["propagation"], "temperature": "hot"}})
+
+
+def test_values_are_shown_as_they_are_written():
+    assert shown({"a": [1, None, True], "b": math.inf}) == "{a: [1,null,true], b: inf}"
