@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,7 +20,9 @@ __all__ = [
     "attention_layers",
     "blocks",
     "capture",
+    "check_layers",
     "chosen_layers",
+    "self_attention",
     "watch_attention",
 ]
 
@@ -41,7 +41,7 @@ class Captured:
 
     Attributes:
         self_attention: by layer, queries and keys `(batch, heads, tokens, dim)` and the layer's input
-            `(batch, tokens, channels)`.
+            `(batch, tokens, channels)`. The tokens of joint attention are those of image and prompt.
         cross_attention: by layer, queries `(batch, heads, tokens, dim)` of the cross-attention.
         blocks: by block, its output `(batch, channels, rows, columns)`.
     """
@@ -88,7 +88,7 @@ class _CaptureProcessor:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: nn.Module,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -100,17 +100,34 @@ class _CaptureProcessor:
             return self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **options)
 
 
-def attention_layers(model: nn.Module) -> dict[str, BasicTransformerBlock]:
-    """All transformer blocks of a UNet by layer name, in the order of the forward pass.
+def self_attention(layer: nn.Module) -> nn.Module | None:
+    """The self-attention of a layer: of a transformer block, or the layer itself; None for any other block."""
+    for name in ("attn1", "attn"):  # where image and prompt attend jointly, it is called attn
+        if isinstance(attention := getattr(layer, name, None), nn.Module):
+            return attention
+    return layer if _is_attention(layer) else None
 
-    A layer is named after its transformer ("up_blocks.1.attentions.0"); further blocks of the same transformer are
-    named with their number ("up_blocks.1.attentions.0.transformer_blocks.1").
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers with self-attention by name, in the order of the forward pass.
+
+    A layer is a transformer block, or a self-attention beside that of a block or outside of one. Layers of a UNet are
+    named after their transformer ("up_blocks.1.attentions.0"); further blocks of the same transformer are named with
+    their number ("up_blocks.1.attentions.0.transformer_blocks.1").
     """
-    named = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, BasicTransformerBlock)
-    ]
-    named.sort(key=lambda item: _FORWARD_ORDER.get(item[0].split(".")[0], 0))
-    return {re.sub(r"\.transformer_blocks\.0$", "", name): block for name, block in named}
+    layers = {}
+    for name, module in model.named_modules():
+        parent, _, attribute = name.rpartition(".")
+        if attribute in ("attn1", "attn"):
+            layers[re.sub(r"(?<=.)\.transformer_blocks\.0$", "", parent)] = model.get_submodule(parent)
+        elif _is_attention(module) and not getattr(module, "is_cross_attention", False):
+            if attribute != "attn2" or hasattr(model.get_submodule(parent), "attn"):
+                layers[name] = module
+    return dict(sorted(layers.items(), key=lambda item: _FORWARD_ORDER.get(item[0].split(".")[0], 0)))
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return hasattr(module, "processor") and hasattr(module, "to_q")
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,16 +135,28 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {f"up_blocks.{number}": block for number, block in enumerate(model.up_blocks)}  # type: ignore[arg-type]
 
 
+def check_layers(names: object, allowed: Collection[str], otherwise: str = "") -> None:
+    """Raises OptionError unless `names` are one or more distinct layers among `allowed`, which the message lists.
+
+    Args:
+        names: the option `layers`.
+        allowed: names of the layers that the model has.
+        otherwise: what else is allowed, for the message.
+    """
+    chosen = [] if isinstance(names, str) or not isinstance(names, Collection) else list(names)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(allowed) >= set(chosen):
+        listed = "one or more distinct layers among " + ", ".join(allowed) + otherwise
+        raise OptionError("layers", chosen or names, listed)
+
+
 def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
-    """The attention layers and blocks called `names`, in that order.
+    """The attention layers and blocks of a UNet called `names`, in that order.
 
     Raises:
         OptionError: no names are given, a name is repeated, or the model has no such layer; lists the layers it has.
     """
     layers: dict[str, nn.Module] = {**attention_layers(model), **blocks(model)}
-    if isinstance(names, str) or not names or len(set(names)) < len(names) or not layers.keys() >= set(names):
-        allowed = "one or more distinct layers among " + ", ".join(layers)
-        raise OptionError("layers", names if isinstance(names, str) else list(names), allowed)
+    check_layers(names, layers)
     return {name: layers[name] for name in names}
 
 
@@ -153,7 +182,8 @@ def capture(
     captured = Captured(layers, cross, early_exit=early_exit)
 
     def keep_self(layer: str, queries: Tensor, keys: Tensor, inputs: Tensor) -> None:
-        captured.self_attention[layer] = (queries, keys, inputs)
+        tokens = inputs.flatten(2).mT if inputs.ndim == 4 else inputs  # a feature map
+        captured.self_attention[layer] = (queries, keys, tokens)
         captured._exit_if_complete()
 
     def keep_cross(layer: str, queries: Tensor, keys: Tensor, inputs: Tensor) -> None:
@@ -164,12 +194,10 @@ def capture(
         captured.blocks[block] = output
         captured._exit_if_complete()
 
-    attention = {
-        name: module for name, module in modules.items() if isinstance(module, BasicTransformerBlock)
-    }
+    attention = {name: found for name in layers if (found := self_attention(modules[name])) is not None}
     wanted: list[tuple[Any, OnCapture]] = []
-    wanted += [(attention[name].attn1, partial(keep_self, name)) for name in layers if name in attention]
-    wanted += [(attention[name].attn2, partial(keep_cross, name)) for name in cross]
+    wanted += [(module, partial(keep_self, name)) for name, module in attention.items()]
+    wanted += [(modules[name].attn2, partial(keep_cross, name)) for name in cross]
     hooks = [
         modules[name].register_forward_hook(partial(keep_block, name))
         for name in layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -21,18 +23,24 @@ from drift.errors import InputError
 
 __all__ = [
     "PARTS",
+    "check_memory",
     "find_checkpoint",
+    "free_memory",
     "load_part",
     "load_weights",
     "needed_files",
     "quiet",
     "read_json",
     "weights_fingerprint",
+    "weights_size",
     "weights_variant",
 ]
 
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-"""Folders of a checkpoint in diffusers' layout from which a backbone is made."""
+PARTS = (
+    *("vae", "unet", "transformer", "scheduler"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
+)
+"""Folders of a checkpoint in diffusers' layout from which a backbone is made, as far as the checkpoint has them."""
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -169,7 +177,7 @@ def load_weights(
     unused: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
-    """A diffusers or transformers model in `dtype`.
+    """A diffusers or transformers model in `dtype`; within `torch.device("meta")` without weights, from its configuration.
 
     Args:
         kind: its class.
@@ -180,8 +188,11 @@ def load_weights(
         options: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: a weight is missing, unexpected or of another shape.
+        InputError: a weight is missing, unexpected or of another shape, or the machine has too little free memory.
     """
+    if torch.get_default_device().type == "meta":
+        return _without_weights(kind, folder).to(dtype)
+    check_memory(folder, dtype, variant=variant)
     options |= {"use_safetensors": True, "output_loading_info": True, "variant": variant}
     options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else {"torch_dtype": dtype}
     if not issubclass(kind, PreTrainedModel):
@@ -197,6 +208,58 @@ def load_weights(
                 f"{folder}: {len(keys)} {trouble.replace('_', ' ')} in the weights, first {keys[0]}"
             )
     return model
+
+
+def _without_weights(kind: Any, folder: Path) -> Any:
+    if issubclass(kind, PreTrainedModel):
+        return kind(kind.config_class.from_pretrained(folder))
+    return kind.from_config(kind.load_config(folder))
+
+
+def weights_size(folder: Path, dtype: torch.dtype, *, variant: str | None = None) -> int:
+    """Bytes that the weights of a folder take in `dtype`, from the headers of its `.safetensors` files.
+
+    Args:
+        folder: a model's folder.
+        dtype: data type of the loaded weights.
+        variant: see `weights_variant`.
+    """
+    numbers = 0
+    for file in folder.glob("*.safetensors"):
+        match = _WEIGHTS.fullmatch(file.name)
+        if match and bool(match[1]) == (variant is not None):
+            numbers += sum(math.prod(entry["shape"]) for entry in _header(file).values())
+    return numbers * dtype.itemsize
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Shape and data type of each tensor of a `.safetensors` file; empty where it is damaged, which loading reports."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, OverflowError, MemoryError):
+        return {}
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def check_memory(folder: Path, dtype: torch.dtype, *, variant: str | None = None) -> None:
+    """Raises InputError where the weights of a folder take more memory than the machine has free."""
+    needed, free = weights_size(folder, dtype, variant=variant), free_memory()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{folder}: its weights take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
+            f"{free / 1e9:.1f} GB of memory are free; use backbone.precision=bfloat16 or a smaller checkpoint"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that new weights can take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -240,6 +303,11 @@ def _from_hub(
             cached = try_to_load_from_cache(hub_id, name, revision=revision)
             if isinstance(cached, str):
                 return Path(cached).parent
+        if isinstance(error, GatedRepoError):
+            raise InputError(
+                f"backbone.{option}={hub_id}: gated; accept its licence at https://huggingface.co/{hub_id} and set "
+                f"HF_TOKEN to a token of your account, or pass a local folder: backbone.{option}=FOLDER"
+            ) from None
         raise InputError(
             f"backbone.{option}={hub_id}: not a local folder, not in the Hub's cache, and the Hub cannot provide it "
             f"({type(error).__name__}); pass a local folder: backbone.{option}=FOLDER"
