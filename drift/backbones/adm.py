@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.backbones.capture import blocks
+from drift.backbones.capture import Block, blocks
 from drift.backbones.checkpoint_files import load_part, load_weights, read_json, weights_variant
 from drift.backbones.diffusion import DiffusionModel, halved_until, no_prompt
 from drift.backbones.folders import load_scheduler
@@ -29,7 +29,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("output_blocks.7",),
+    layers: Sequence[str] | None = ("output_blocks.7",),
     timestep: int = 51,
     noise: Noise | None = None,
 ) -> ADM:
@@ -128,10 +128,11 @@ class ADM(DiffusionModel):
         stride = padded[0] // grid[0]
         return tokens.unflatten(-2, grid)[..., : -(-rows // stride), : -(-columns // stride), :]
 
-    def _blocks(self) -> dict[str, nn.Module]:
-        found = blocks(self.denoiser)
+    def _blocks(self) -> dict[str, Block]:
         numbered = [module for block in self.denoiser.up_blocks for module in _outputs(block)]
-        return {**{f"output_blocks.{number}": module for number, module in enumerate(numbered)}, **found}
+        return {f"output_blocks.{number}": Block(module) for number, module in enumerate(numbered)} | blocks(
+            self.denoiser
+        )
 
     @property
     def _levels(self) -> int:

@@ -1,10 +1,11 @@
-"""Capturing queries and keys of diffusers models through attention processors."""
+"""Capturing queries and keys of models of diffusers and transformers while they run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from drift.errors import OptionError
 
 __all__ = [
+    "Block",
     "Captured",
     "LastLayerCaptured",
     "attention_layers",
@@ -27,6 +29,9 @@ __all__ = [
 ]
 
 _FORWARD_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+_SELF_ATTENTION = ("attn1", "attn", "attention", "self_attn")
+"""Its names in the blocks of diffusers (attn: joint with the prompt), of DINOv2 and MAE, and of SigLIP."""
 
 OnAttention = Callable[[Tensor, Tensor], None]
 OnCapture = Callable[[Tensor, Tensor, Tensor], None]
@@ -80,32 +85,36 @@ class watch_attention(TorchFunctionMode):  # noqa: N801 - a context manager
         return function(*args, **kwargs)
 
 
-class _CaptureProcessor:
-    """Runs an attention processor and passes its queries, keys and input to a callback."""
+@contextmanager
+def _watched(module: nn.Module, on_attention: OnCapture) -> Iterator[None]:
+    """Within it, `on_attention(queries, keys, input)` is called before each attention that `module` computes."""
+    own = module.forward
 
-    def __init__(self, processor: Any, on_attention: OnCapture) -> None:
-        self.processor, self.on_attention = processor, on_attention
+    def forward(*arguments: Any, **options: Any) -> Any:
+        inputs = arguments[0] if arguments else options["hidden_states"]
+        with watch_attention(lambda query, key: on_attention(query, key, inputs)):
+            return own(*arguments, **options)
 
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """The output of the wrapped processor."""
-        with watch_attention(lambda query, key: self.on_attention(query, key, hidden_states)):
-            return self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **options)
+    before = vars(module).get("forward")  # where it is watched already
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before  # type: ignore[method-assign]
 
 
-def self_attention(layer: nn.Module) -> nn.Module | None:
-    """The self-attention of a layer: of a transformer block, or the layer itself; None for any other block."""
-    for name in ("attn1", "attn"):  # where image and prompt attend jointly, it is called attn
-        if isinstance(attention := getattr(layer, name, None), nn.Module):
-            return attention
-    return layer if _is_attention(layer) else None
+@dataclass(frozen=True)
+class Block:
+    """A module whose output, a feature map `(batch, channels, rows, columns)`, serves as features."""
+
+    module: nn.Module
+
+
+def self_attention(layer: nn.Module) -> Any:
+    """The self-attention of a layer: of a transformer block, or the layer itself."""
+    return next((getattr(layer, name) for name in _SELF_ATTENTION if hasattr(layer, name)), layer)
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -130,9 +139,9 @@ def _is_attention(module: nn.Module) -> bool:
     return hasattr(module, "processor") and hasattr(module, "to_q")
 
 
-def blocks(model: nn.Module) -> dict[str, nn.Module]:
+def blocks(model: nn.Module) -> dict[str, Block]:
     """The blocks of a UNet on the way up by name ("up_blocks.2"), whose outputs can serve as features (DIFT)."""
-    return {f"up_blocks.{number}": block for number, block in enumerate(model.up_blocks)}  # type: ignore[arg-type]
+    return {f"up_blocks.{number}": Block(block) for number, block in enumerate(model.up_blocks)}  # type: ignore[arg-type]
 
 
 def check_layers(names: object, allowed: Collection[str], otherwise: str = "") -> None:
@@ -149,32 +158,31 @@ def check_layers(names: object, allowed: Collection[str], otherwise: str = "") -
         raise OptionError("layers", chosen or names, listed)
 
 
-def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
+def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module | Block]:
     """The attention layers and blocks of a UNet called `names`, in that order.
 
     Raises:
         OptionError: no names are given, a name is repeated, or the model has no such layer; lists the layers it has.
     """
-    layers: dict[str, nn.Module] = {**attention_layers(model), **blocks(model)}
+    layers: dict[str, nn.Module | Block] = {**attention_layers(model), **blocks(model)}
     check_layers(names, layers)
     return {name: layers[name] for name in names}
 
 
 @contextmanager
 def capture(
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, Any],
     layers: Collection[str],
     cross: Collection[str] = (),
     *,
     early_exit: bool = True,
 ) -> Iterator[Captured]:
-    """Within it, one forward pass of the model fills the yielded `Captured`.
+    """Within it, one forward pass of the model fills the yielded `Captured`; the model is left as it was.
 
-    Installs attention processors and restores the model's own when it is left. With `early_exit` the pass is abandoned
-    as soon as the last requested layer has its queries and keys.
+    With `early_exit` the pass is abandoned as soon as the last requested layer has its queries and keys.
 
     Args:
-        modules: attention layers and blocks of the model, see `chosen_layers`.
+        modules: attention layers and blocks of the model by name, see `chosen_layers`.
         layers: layers whose self-attention is captured, and blocks whose output is.
         cross: layers whose cross-attention is captured.
         early_exit: False to run the pass to its end.
@@ -194,24 +202,13 @@ def capture(
         captured.blocks[block] = output
         captured._exit_if_complete()
 
-    attention = {name: found for name in layers if (found := self_attention(modules[name])) is not None}
-    wanted: list[tuple[Any, OnCapture]] = []
-    wanted += [(module, partial(keep_self, name)) for name, module in attention.items()]
-    wanted += [(modules[name].attn2, partial(keep_cross, name)) for name in cross]
-    hooks = [
-        modules[name].register_forward_hook(partial(keep_block, name))
-        for name in layers
-        if name not in attention
-    ]
-    own = [(module, module.processor) for module, _ in wanted]
-    for module, on_attention in wanted:
-        module.processor = _CaptureProcessor(module.processor, on_attention)
-    try:
-        yield captured
-    except LastLayerCaptured:
-        pass
-    finally:
-        for module, processor in own:
-            module.processor = processor
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        for name in layers:
+            if isinstance(layer := modules[name], Block):
+                stack.callback(layer.module.register_forward_hook(partial(keep_block, name)).remove)
+            else:
+                stack.enter_context(_watched(self_attention(layer), partial(keep_self, name)))
+        for name in cross:
+            stack.enter_context(_watched(modules[name].attn2, partial(keep_cross, name)))
+        with suppress(LastLayerCaptured):
+            yield captured

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ from drift.errors import InputError
 __all__ = [
     "PARTS",
     "check_memory",
+    "configuration_files",
+    "embedded_checkpoints",
     "find_checkpoint",
     "free_memory",
     "load_part",
@@ -45,7 +47,7 @@ PARTS = (
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(\.fp16)?(?:-\d+-of-\d+)?\.safetensors")
-_TEXT_FILES = (".json", ".txt")
+_TEXT_FILES = (".json", ".txt", ".model")  # .model: of sentencepiece, T5's tokenizer
 _HUB_TIMEOUT = 10.0  # seconds
 _IGNORABLE = "position_ids"  # a buffer that older text encoders stored as a weight
 
@@ -81,7 +83,7 @@ def find_checkpoint(
     if not path.exists():
         raise InputError(
             f"backbone.{option}={checkpoint}: no such file or folder; give a local folder, a single .safetensors "
-            f"file, a Hub id (owner/name), or {' or '.join(_embedded())}"
+            f"file, a Hub id (owner/name), or {' or '.join(embedded_checkpoints())}"
         )
     return path
 
@@ -106,6 +108,12 @@ def needed_files(names: Iterable[str], dtype: torch.dtype) -> list[str]:
             if name.endswith(_TEXT_FILES) or (match and bool(match[1]) == (variant is not None)):
                 wanted.append(name)
     return list(dict.fromkeys(wanted))
+
+
+def configuration_files(names: Iterable[str]) -> list[str]:
+    """The files of a Hub repository that describe its models and their vocabulary, without weights."""
+    folders = (*PARTS, ".")
+    return [name for name in names if name.endswith(_TEXT_FILES) and str(PurePosixPath(name).parent) in folders]
 
 
 def weights_variant(names: Iterable[str], dtype: torch.dtype, folder: str | Path) -> str | None:
@@ -192,7 +200,7 @@ def load_weights(
     """
     if torch.get_default_device().type == "meta":
         return _without_weights(kind, folder).to(dtype)
-    check_memory(folder, dtype, variant=variant)
+    check_memory([folder], dtype)
     options |= {"use_safetensors": True, "output_loading_info": True, "variant": variant}
     options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else {"torch_dtype": dtype}
     if not issubclass(kind, PreTrainedModel):
@@ -216,19 +224,12 @@ def _without_weights(kind: Any, folder: Path) -> Any:
     return kind.from_config(kind.load_config(folder))
 
 
-def weights_size(folder: Path, dtype: torch.dtype, *, variant: str | None = None) -> int:
-    """Bytes that the weights of a folder take in `dtype`, from the headers of its `.safetensors` files.
-
-    Args:
-        folder: a model's folder.
-        dtype: data type of the loaded weights.
-        variant: see `weights_variant`.
-    """
-    numbers = 0
-    for file in folder.glob("*.safetensors"):
-        match = _WEIGHTS.fullmatch(file.name)
-        if match and bool(match[1]) == (variant is not None):
-            numbers += sum(math.prod(entry["shape"]) for entry in _header(file).values())
+def weights_size(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a model's folder take in `dtype`, from the headers of its `.safetensors` files."""
+    files = {file.name: file for file in folder.iterdir()}
+    variant = weights_variant(files, dtype, folder)
+    chosen = [name for name in files if (match := _WEIGHTS.fullmatch(name)) and bool(match[1]) == (variant is not None)]
+    numbers = sum(math.prod(tensor["shape"]) for name in chosen for tensor in _header(files[name]).values())
     return numbers * dtype.itemsize
 
 
@@ -242,13 +243,16 @@ def _header(file: Path) -> dict[str, Any]:
     return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
-def check_memory(folder: Path, dtype: torch.dtype, *, variant: str | None = None) -> None:
-    """Raises InputError where the weights of a folder take more memory than the machine has free."""
-    needed, free = weights_size(folder, dtype, variant=variant), free_memory()
+def check_memory(folders: Sequence[Path], dtype: torch.dtype) -> None:
+    """Raises InputError where the weights of the models in `folders` together take more memory than is free."""
+    needed = sum(weights_size(folder, dtype) for folder in folders)
+    free = free_memory()
     if free is not None and needed > free:
+        names = " and ".join(folder.name for folder in folders)
         raise InputError(
-            f"{folder}: its weights take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
-            f"{free / 1e9:.1f} GB of memory are free; use backbone.precision=bfloat16 or a smaller checkpoint"
+            f"{folders[0].parent}: the weights of {names} take {needed / 1e9:.1f} GB in "
+            f"{str(dtype).removeprefix('torch.')}, {free / 1e9:.1f} GB of memory are free; use "
+            "backbone.precision=bfloat16, a smaller checkpoint or another machine"
         )
 
 
@@ -314,7 +318,8 @@ def _from_hub(
         ) from None
 
 
-def _embedded() -> list[str]:
+def embedded_checkpoints() -> list[str]:
+    """The checkpoints that ship with drift, as "embedded:tiny"."""
     return sorted(f"embedded:{index.parent.name}" for index in _ASSETS.glob("*/model_index.json"))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drift.backbones.autoencoders import clean_latents, without_decoder
-from drift.backbones.capture import attention_layers, blocks, capture, check_layers
+from drift.backbones.capture import Block, attention_layers, blocks, capture, check_layers, self_attention
 from drift.backbones.checkpoint_files import weights_fingerprint
 from drift.backbones.interface import AttentionPass, Features
 from drift.errors import OptionError
@@ -50,7 +50,7 @@ class DiffusionModel(nn.Module, ABC):
         scheduler: its noise schedule and prediction type.
         prompt: embeddings of the text prompt; see `no_prompt`.
         layers: names of the layers whose features are returned, among `available_layers`: self-attention layers, or
-            blocks of a UNet, whose output serves as queries, keys and tokens of a single head, as in DIFT.
+            blocks of a UNet, whose output serves as queries, keys and tokens of a single head, as in DIFT. None for all.
         timestep: τ, from 0 to the scheduler's last timestep.
         noise: how latents reach τ; None for one draw of Gaussian noise.
         source: the checkpoint, for `description`.
@@ -58,6 +58,9 @@ class DiffusionModel(nn.Module, ABC):
     Raises:
         OptionError: an option is out of range, or the model has no such layer.
     """
+
+    conditioning = "none"
+    """How the tokens attend to a text prompt: not at all, by "cross-attention", or by "joint attention"."""
 
     denoiser: Any
     _prompt: Tensor
@@ -68,7 +71,7 @@ class DiffusionModel(nn.Module, ABC):
         denoiser: nn.Module,
         scheduler: Any,
         prompt: Float[Tensor, "1 tokens dim"],
-        layers: Sequence[str],
+        layers: Sequence[str] | None,
         timestep: int,
         noise: Noise | None = None,
         source: str = "",
@@ -80,9 +83,10 @@ class DiffusionModel(nn.Module, ABC):
         self.noise.check(timestep)
         self.timestep, self.source = timestep, source
         self._attention = attention_layers(denoiser)  # a dictionary: searching all modules takes milliseconds
-        self._modules_by_layer = {**self._attention, **self._blocks()}
-        check_layers(layers, self._modules_by_layer)
-        self._layers = tuple(layers)
+        self._modules_by_layer: dict[str, Any] = {**self._attention, **self._blocks()}
+        if layers is not None:
+            check_layers(layers, self._modules_by_layer)
+        self._layers = tuple(self._modules_by_layer if layers is None else layers)
         self.register_buffer("_prompt", prompt.detach().to(denoiser.dtype), persistent=False)
         self._description: dict[str, object] | None = None
         self._freeze()
@@ -118,7 +122,7 @@ class DiffusionModel(nn.Module, ABC):
     ) -> Float[Tensor, "*batch grid_rows grid_columns dim"]:
         """The tokens of the image where they lie on latents of `rows` and `columns`."""
 
-    def _blocks(self) -> dict[str, nn.Module]:
+    def _blocks(self) -> dict[str, Block]:
         """The blocks whose outputs, feature maps, can serve as features."""
         return {}
 
@@ -138,8 +142,7 @@ class DiffusionModel(nn.Module, ABC):
     @property
     def attention_layers(self) -> dict[str, int]:
         """All self-attention layers in the order of the forward pass, with their number of heads."""
-        found = {name: getattr(layer, "attn1", getattr(layer, "attn", layer)) for name, layer in self._attention.items()}
-        return {name: int(attention.heads) for name, attention in found.items()}
+        return {name: int(self_attention(layer).heads) for name, layer in self._attention.items()}
 
     @property
     def available_layers(self) -> tuple[str, ...]:
@@ -286,6 +289,8 @@ class LatentDiffusionModel(DiffusionModel):
 class PromptedModel(LatentDiffusionModel):
     """A latent diffusion model with cross-attention to a text prompt. Implements `PromptBackbone`."""
 
+    conditioning = "cross-attention"
+
     @property
     def prompt(self) -> Float[Tensor, "1 tokens dim"]:
         """Embeddings of the backbone's own prompt."""
@@ -330,7 +335,7 @@ class UNetModel(PromptedModel):
         """The denoiser by its name in diffusers."""
         return self.denoiser
 
-    def _blocks(self) -> dict[str, nn.Module]:
+    def _blocks(self) -> dict[str, Block]:
         return blocks(self.denoiser)
 
     def _on_grid(self, tokens: Tensor, rows: int, columns: int) -> Tensor:

@@ -46,6 +46,10 @@ class Family:
         """The family's name: that of its module."""
         return self.module.removesuffix("_checkpoints")
 
+    def choice_for(self, path: Path) -> str:
+        """The choice of `backbone=` for a folder that the family loads."""
+        return next(self.checkpoints[kind] for kind in _kinds(path) if kind in self.checkpoints)
+
     def load(self) -> ModuleType:
         """The module, imported."""
         return importlib.import_module(f"{_PACKAGE}.{self.module}")

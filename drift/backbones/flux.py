@@ -31,7 +31,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("single_transformer_blocks.5",),
+    layers: Sequence[str] | None = ("single_transformer_blocks.5",),
     timestep: int = 90,
     noise: Noise | None = None,
     prompt: str = "",

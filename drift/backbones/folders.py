@@ -14,11 +14,18 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from torch import nn
 
-from drift.backbones.checkpoint_files import load_part, load_weights, read_json, weights_variant
+from drift.backbones.checkpoint_files import (
+    check_memory,
+    load_part,
+    load_weights,
+    read_json,
+    weights_variant,
+)
 from drift.errors import InputError
 
 __all__ = ["CheckpointFolder", "load_scheduler"]
 
+_RESIDENT = ("unet", "transformer", "vae")  # text encoders are freed once the prompt is encoded
 _DRIFT_MODULE = re.compile(r"drift(\.[a-z]\w*)*")
 
 
@@ -32,7 +39,7 @@ class CheckpointFolder:
         needed: parts without which the checkpoint is incomplete.
 
     Raises:
-        InputError: the folder lacks a part, or a configuration cannot be read.
+        InputError: the folder lacks a part, a configuration cannot be read, or its models need more memory than is free.
     """
 
     def __init__(self, path: Path, source: str, dtype: torch.dtype, needed: Sequence[str]) -> None:
@@ -40,6 +47,8 @@ class CheckpointFolder:
         self.where = f"backbone.checkpoint={source}: "
         self.require("model_index.json", *needed)
         self.index = read_json(path / "model_index.json")
+        if torch.get_default_device().type != "meta":
+            check_memory([path / part for part in _RESIDENT if part in needed], dtype)
 
     def require(self, *parts: str) -> None:
         """Raises InputError if the checkpoint lacks one of the parts."""

@@ -24,6 +24,8 @@ class JointAttentionModel(LatentDiffusionModel):
         options: see `LatentDiffusionModel`.
     """
 
+    conditioning = "joint attention"
+
     image_tokens: Literal["first", "last"]
     """Whether the tokens of the image come before or after those of the prompt."""
 

@@ -17,7 +17,7 @@ from drift.backbones.interface import Backbone
 from drift.errors import OptionError
 from drift.precision import resolved_precision
 
-__all__ = ["load_backbone"]
+__all__ = ["check_options", "load_backbone"]
 
 
 def load_backbone(
@@ -67,12 +67,12 @@ def load_backbone(
     path = find_checkpoint(checkpoint, partial(needed_files, dtype=dtype), revision=revision)
     source = checkpoint if revision is None else f"{checkpoint}@{revision}"
     from_checkpoint = family_of(path, source, family).load().from_checkpoint
-    _check_options(from_checkpoint, options)
+    check_options(from_checkpoint, options)
     backbone = from_checkpoint(path, source=source, dtype=dtype, **options).to(device)
     return backbone if cache is None else CachedBackbone(backbone, FeatureCache(Path(cache), cache_gigabytes))
 
 
-def _check_options(from_checkpoint: Callable, options: dict[str, Any]) -> None:
+def check_options(from_checkpoint: Callable, options: dict[str, Any]) -> None:
     """Raises OptionError unless each option is a keyword argument of `from_checkpoint`."""
     known = [
         name

@@ -21,12 +21,21 @@ def clip_embeddings(prompt: str, tokenizer: Any, encoder: Any) -> Any:
 
 @torch.no_grad()
 def t5_embeddings(
-    prompt: str, tokenizer: Any, encoder: Any, length: int
+    prompt: str, tokenizer: Any, encoder: Any, length: int, *, masked: bool = False
 ) -> tuple[Float[Tensor, "1 tokens dim"], Int[Tensor, "1 tokens"]]:
-    """The last hidden state of a T5 encoder for a prompt padded to `length` tokens, and the mask of its own tokens."""
+    """The last hidden state of a T5 encoder for a prompt padded to `length` tokens, and the mask of its own tokens.
+
+    Args:
+        prompt: the text.
+        tokenizer, encoder: of transformers.
+        length: number of tokens.
+        masked: whether tokens do not attend to padding in the encoder, as the model was trained.
+    """
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids, mask = tokens.input_ids.to(encoder.device), tokens.attention_mask.to(encoder.device)
-    return encoder.eval()(ids, attention_mask=mask).last_hidden_state, mask
+    if encoder.device.type == "meta":  # where transformers cannot look at the mask
+        return ids.new_zeros((1, length, encoder.config.d_model), dtype=encoder.dtype), mask
+    return encoder.eval()(ids, attention_mask=mask if masked else None).last_hidden_state, mask
 
 
 def padded_to(embeddings: Float[Tensor, "1 tokens dim"], width: int) -> Float[Tensor, "1 tokens width"]:

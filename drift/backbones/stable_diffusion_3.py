@@ -31,7 +31,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("transformer_blocks.12",),
+    layers: Sequence[str] | None = ("transformer_blocks.10",),
     timestep: int = 90,
     noise: Noise | None = None,
     prompt: str = "",

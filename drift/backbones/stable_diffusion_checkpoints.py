@@ -50,7 +50,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("up_blocks.1.attentions.0",),
+    layers: Sequence[str] | None = ("up_blocks.1.attentions.0",),
     timestep: int = 20,
     noise: Noise | None = None,
     prompt: str = "",

@@ -28,7 +28,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("up_blocks.1.attentions.2",),
+    layers: Sequence[str] | None = ("up_blocks.1.attentions.2",),
     timestep: int = 51,
     noise: Noise | None = None,
     prompt: str = "",
