@@ -81,7 +81,13 @@ def write_t5(folder: Path, suffix: str = "", width: int = WIDTH) -> None:
     ).save_pretrained(folder / f"tokenizer{suffix}")
     T5EncoderModel(
         T5Config(
-            vocab_size=7, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+            vocab_size=7,
+            d_model=width,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
         )
     ).save_pretrained(folder / f"text_encoder{suffix}")
 
@@ -119,21 +125,19 @@ def small_sdxl(folder: Path) -> None:
 
 def small_adm(folder: Path, **options: Any) -> None:
     UNet2DModel(
-        **dict(
-            sample_size=32,
-            out_channels=6,
-            block_out_channels=(8, 8, 8, 16, 16, 16),
-            layers_per_block=2,
-            norm_num_groups=4,
-            attn_norm_num_groups=4,
-            attention_head_dim=4,
-            down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
-            up_block_types=("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
-            resnet_time_scale_shift="scale_shift",
-            upsample_type="resnet",
-            downsample_type="resnet",
-        )
-        | options
+        sample_size=32,
+        out_channels=6,
+        block_out_channels=(8, 8, 8, 16, 16, 16),
+        layers_per_block=2,
+        norm_num_groups=4,
+        attn_norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
+        up_block_types=("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
+        resnet_time_scale_shift="scale_shift",
+        upsample_type="resnet",
+        downsample_type="resnet",
+        **options,
     ).save_pretrained(folder / "unet")
     write_ddim(folder)
     write_index(folder, "DDIMPipeline")

@@ -24,7 +24,12 @@ __all__ = [
     "load_backbone",
 ]
 
-_LAZY = {"load_backbone": "loading", "StableDiffusion": "stable_diffusion", "Summary": "summary", "describe": "summary"}
+_LAZY = {
+    "load_backbone": "loading",
+    "StableDiffusion": "stable_diffusion",
+    "Summary": "summary",
+    "describe": "summary",
+}
 
 
 def __getattr__(name: str) -> Any:

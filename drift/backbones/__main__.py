@@ -1,4 +1,4 @@
-"""`python -m drift.backbones CHECKPOINT [key=value ...]`: lists the layers of a checkpoint, without loading its weights."""
+"""`python -m drift.backbones CHECKPOINT [key=value ...]`: lists the layers of a checkpoint, without its weights."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def from_checkpoint(
 ) -> ADM:
     """An ADM model in diffusers' layout: a pipeline of UNet and scheduler, or a UNet alone.
 
-    Conversions of OpenAI's checkpoints that say `attention_legacy_order` hold queries, keys and values head by head; they
-    are brought into diffusers' order.
+    Conversions of OpenAI's checkpoints that say `attention_legacy_order` hold queries, keys and values head by head;
+    they are brought into diffusers' order.
 
     Args:
         path: the folder of the checkpoint.
@@ -52,7 +52,9 @@ def from_checkpoint(
     folder = path / "unet" if (path / "unet").is_dir() else path
     config = read_json(folder / "config.json")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise InputError(f"backbone.checkpoint={source}: conditioned on classes; give an unconditional checkpoint")
+        raise InputError(
+            f"backbone.checkpoint={source}: conditioned on classes; give an unconditional checkpoint"
+        )
     schedules = [place for place in (path / "scheduler", path) if (place / "scheduler_config.json").exists()]
     return ADM(
         unet=load_part(folder, lambda place: _load_unet(place, config, dtype)),
@@ -66,7 +68,9 @@ def from_checkpoint(
 
 def _load_unet(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {}
-    if config.get("time_embedding_type") == "adm":  # of the conversion: the same as diffusers' with these options
+    if (
+        config.get("time_embedding_type") == "adm"
+    ):  # of the conversion: the same as diffusers' with these options
         options = {"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0}
         options["attn_norm_num_groups"] = config.get("norm_num_groups", 32)
     variant = weights_variant([file.name for file in folder.iterdir()], dtype, folder)
@@ -97,8 +101,8 @@ class ADM(DiffusionModel):
 
     Args:
         unet: denoiser, a `UNet2DModel` of diffusers.
-        layers: self-attention layers ("up_blocks.2.attentions.1"); blocks of guided-diffusion and of DIFT-ADM on the way
-            up ("output_blocks.7"); or those of diffusers ("up_blocks.2"), whose output is that of their last one.
+        layers: self-attention layers ("up_blocks.2.attentions.1"); blocks on the way up as guided-diffusion and DIFT
+            number them ("output_blocks.7"); or those of diffusers ("up_blocks.2"), which end with one of these.
         options: `scheduler`, `timestep`, `noise`, `source`; see `DiffusionModel`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,12 +48,17 @@ def encoder_tokens(
 
     `AutoencoderRAE.encode` itself resizes all images to one square size.
     """
-    encoder, kind, size = autoencoder.encoder, *map(autoencoder.config.get, ("encoder_type", "encoder_patch_size"))
+    encoder, kind, size = (
+        autoencoder.encoder,
+        *map(autoencoder.config.get, ("encoder_type", "encoder_patch_size")),
+    )
     images = ((frames - autoencoder.encoder_mean) / autoencoder.encoder_std).to(autoencoder.dtype)
     grid = images.shape[-2] // size, images.shape[-1] // size
     if kind == "mae":
         order = torch.arange(grid[0] * grid[1], device=images.device, dtype=torch.float32)  # hides no patch
-        tokens = encoder(images, order.expand(len(images), -1), interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+        tokens = encoder(
+            images, order.expand(len(images), -1), interpolate_pos_encoding=True
+        ).last_hidden_state[:, 1:]
     elif kind == "siglip2":
         tokens = encoder(images, interpolate_pos_encoding=True).last_hidden_state
     else:
@@ -62,8 +68,14 @@ def encoder_tokens(
 
 def _representation_latents(autoencoder: Any, frames: Tensor) -> Tensor:
     latents = encoder_tokens(autoencoder, frames).permute(0, 3, 1, 2).float()
-    mean, std = (
-        statistic if statistic.ndim < 3 else F.interpolate(statistic.reshape(1, *statistic.shape[-3:]), latents.shape[-2:])
-        for statistic in (autoencoder._latents_mean.float(), autoencoder._latents_std.float())
-    )
+    statistics = (autoencoder._latents_mean.float(), autoencoder._latents_std.float())
+    mean, std = (_resized(statistic, latents.shape[-2:]) for statistic in statistics)
     return (latents - mean) / (std + 1e-5) * autoencoder.config["scaling_factor"]
+
+
+def _resized(statistic: Tensor, grid: Sequence[int]) -> Tensor:
+    """A statistic of latents on another grid, where there is one for each position."""
+    if statistic.ndim < 3:
+        return statistic
+    per_position = statistic.reshape(1, *statistic.shape[-3:])
+    return F.interpolate(per_position, tuple(grid), mode="bilinear", align_corners=False)

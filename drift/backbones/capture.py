@@ -129,9 +129,8 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
         parent, _, attribute = name.rpartition(".")
         if attribute in ("attn1", "attn"):
             layers[re.sub(r"(?<=.)\.transformer_blocks\.0$", "", parent)] = model.get_submodule(parent)
-        elif _is_attention(module) and not getattr(module, "is_cross_attention", False):
-            if attribute != "attn2" or hasattr(model.get_submodule(parent), "attn"):
-                layers[name] = module
+        elif _is_attention(module) and (attribute != "attn2" or hasattr(model.get_submodule(parent), "attn")):
+            layers[name] = module
     return dict(sorted(layers.items(), key=lambda item: _FORWARD_ORDER.get(item[0].split(".")[0], 0)))
 
 

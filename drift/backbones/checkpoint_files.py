@@ -113,7 +113,9 @@ def needed_files(names: Iterable[str], dtype: torch.dtype) -> list[str]:
 def configuration_files(names: Iterable[str]) -> list[str]:
     """The files of a Hub repository that describe its models and their vocabulary, without weights."""
     folders = (*PARTS, ".")
-    return [name for name in names if name.endswith(_TEXT_FILES) and str(PurePosixPath(name).parent) in folders]
+    return [
+        name for name in names if name.endswith(_TEXT_FILES) and str(PurePosixPath(name).parent) in folders
+    ]
 
 
 def weights_variant(names: Iterable[str], dtype: torch.dtype, folder: str | Path) -> str | None:
@@ -185,7 +187,7 @@ def load_weights(
     unused: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
-    """A diffusers or transformers model in `dtype`; within `torch.device("meta")` without weights, from its configuration.
+    """A diffusers or transformers model in `dtype`; within `torch.device("meta")` from its configuration alone.
 
     Args:
         kind: its class.
@@ -228,7 +230,11 @@ def weights_size(folder: Path, dtype: torch.dtype) -> int:
     """Bytes that the weights of a model's folder take in `dtype`, from the headers of its `.safetensors` files."""
     files = {file.name: file for file in folder.iterdir()}
     variant = weights_variant(files, dtype, folder)
-    chosen = [name for name in files if (match := _WEIGHTS.fullmatch(name)) and bool(match[1]) == (variant is not None)]
+    chosen = [
+        name
+        for name in files
+        if (match := _WEIGHTS.fullmatch(name)) and bool(match[1]) == (variant is not None)
+    ]
     numbers = sum(math.prod(tensor["shape"]) for name in chosen for tensor in _header(files[name]).values())
     return numbers * dtype.itemsize
 

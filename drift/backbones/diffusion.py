@@ -50,7 +50,7 @@ class DiffusionModel(nn.Module, ABC):
         scheduler: its noise schedule and prediction type.
         prompt: embeddings of the text prompt; see `no_prompt`.
         layers: names of the layers whose features are returned, among `available_layers`: self-attention layers, or
-            blocks of a UNet, whose output serves as queries, keys and tokens of a single head, as in DIFT. None for all.
+            blocks of a UNet, whose output is the queries, keys and tokens of a single head, as in DIFT; None for all.
         timestep: τ, from 0 to the scheduler's last timestep.
         noise: how latents reach τ; None for one draw of Gaussian noise.
         source: the checkpoint, for `description`.
@@ -156,7 +156,9 @@ class DiffusionModel(nn.Module, ABC):
             parts = [self.scheduler, *(part for part in self.children() if hasattr(part, "config"))]
             encoded = json.dumps([dict(part.config) for part in parts], sort_keys=True, default=str).encode()
             prompt = b"".join(
-                getattr(self, name).float().cpu().numpy().tobytes() for name in _TEMPORARY if hasattr(self, name)
+                getattr(self, name).float().cpu().numpy().tobytes()
+                for name in _TEMPORARY
+                if hasattr(self, name)
             )
             self._description = {
                 "checkpoint": self.source,
@@ -271,7 +273,9 @@ class LatentDiffusionModel(DiffusionModel):
     @property
     def stride(self) -> int:
         """Pixels per token, of the finest grid of a UNet: 8 for Stable Diffusion."""
-        ratio = getattr(self.vae, "spatial_compression_ratio", None) or self.vae.config.get("encoder_patch_size")
+        ratio = getattr(self.vae, "spatial_compression_ratio", None) or self.vae.config.get(
+            "encoder_patch_size"
+        )
         return self.patch_size * int(ratio or 2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     @torch.no_grad()

@@ -62,8 +62,8 @@ class DiT(LatentDiffusionModel):
 
     Args:
         label: number of the class on which the model is conditioned; None for no class (the null class).
-        options: `vae`, `denoiser` (a `DiTTransformer2DModel`), `scheduler`, `layers`, `timestep`, `noise`, `source`; see
-            `LatentDiffusionModel`.
+        options: `vae`, `denoiser` (a `DiTTransformer2DModel`), `scheduler`, `layers`, `timestep`, `noise`, `source`;
+            see `LatentDiffusionModel`.
     """
 
     def __init__(self, *, label: int | None = None, **options: Any) -> None:

@@ -2,10 +2,10 @@
 
 A family of models is a module with a function `from_checkpoint(path, *, source, dtype, **options)` that returns a
 `Backbone`, itself a `torch.nn.Module`; its further keyword arguments are the family's options. The module states as
-`CHECKPOINTS` what it loads, a dictionary of literals: a class name as `model_index.json` or `config.json` of a checkpoint
-holds it, or the `model_type` of a `config.json` of transformers, to the choice of `backbone=` for such a checkpoint.
-Without `CHECKPOINTS` it loads the `model_type` that it is named after. `CHECKPOINTS` is read from the source, as
-setuptools does with `attr:`, because importing a family imports its part of diffusers or transformers.
+`CHECKPOINTS` what it loads, a dictionary of literals: from a class name that `model_index.json` or `config.json` of a
+checkpoint holds, or "model_type NAME" of a `config.json` of transformers, to the choice of `backbone=` for it. Without
+`CHECKPOINTS` it loads the `model_type` that it is named after. `CHECKPOINTS` is read from the source, as setuptools
+does with `attr:`, because importing a family imports its part of diffusers or transformers.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _kinds(path: Path) -> Iterator[str]:
                 yield str(read_json(path / part / "config.json").get("_class_name"))
     if (path / "config.json").exists():
         config = read_json(path / "config.json")
-        yield str(config["_class_name"] if "_class_name" in config else f"model_type {config.get('model_type')}")
+        yield str(
+            config["_class_name"] if "_class_name" in config else f"model_type {config.get('model_type')}"
+        )
 
 
 def _declared(module: str) -> Family | None:

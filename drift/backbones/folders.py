@@ -39,7 +39,7 @@ class CheckpointFolder:
         needed: parts without which the checkpoint is incomplete.
 
     Raises:
-        InputError: the folder lacks a part, a configuration cannot be read, or its models need more memory than is free.
+        InputError: the folder lacks a part, a configuration cannot be read, or more memory is needed than is free.
     """
 
     def __init__(self, path: Path, source: str, dtype: torch.dtype, needed: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ class CheckpointFolder:
 
 
 def load_scheduler(folder: Path) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
-    """The checkpoint's own noise schedule, whichever scheduler it was published with: DDIM, or that of rectified flow."""
+    """The checkpoint's noise schedule, of diffusion or rectified flow, whichever scheduler it was published with."""
     config = read_json(folder / "scheduler_config.json")
     rectified_flow = "Flow" in str(config.get("_class_name"))
     return (FlowMatchEulerDiscreteScheduler if rectified_flow else DDIMScheduler).from_config(config)

@@ -1,4 +1,4 @@
-"""PixArt-α and PixArt-Σ (arXiv 2310.00426, 2403.04692): latent diffusion transformers with cross-attention to T5."""
+"""PixArt-alpha and PixArt-Sigma (arXiv 2310.00426, 2403.04692): latent diffusion transformers that attend to T5."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def from_checkpoint(
     folder = CheckpointFolder(path, source, dtype, parts)
     length = _SIGMA_LENGTH if "Sigma" in str(folder.index.get("_class_name")) else _ALPHA_LENGTH
     embeddings, mask = t5_embeddings(
-        prompt,
+        prompt.lower().strip(),  # as the captions that it was trained with
         load_part(path / "tokenizer", AutoTokenizer.from_pretrained),
         folder.model("text_encoder", T5EncoderModel, t5_dtype(dtype)),
         length,
@@ -77,7 +77,7 @@ def from_checkpoint(
 
 
 class PixArt(PromptedModel):
-    """PixArt-α or PixArt-Σ. The tokens behind a prompt's own are attended to only once they are learned.
+    """PixArt-alpha or PixArt-Sigma. The tokens behind a prompt's own are attended to only once they are learned.
 
     Args:
         mask: 1 for the prompt's own tokens, 0 for padding.

@@ -44,5 +44,5 @@ def padded_to(embeddings: Float[Tensor, "1 tokens dim"], width: int) -> Float[Te
 
 
 def t5_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The data type in which a T5 encoder computes where a model computes in `dtype`: its activations overflow float16."""
+    """The data type of a T5 encoder beside a model in `dtype`: not float16, which its activations overflow."""
     return torch.bfloat16 if dtype == torch.float16 else dtype

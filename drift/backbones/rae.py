@@ -1,8 +1,8 @@
 """Representation autoencoders (arXiv 2510.11690): a frozen image encoder and a transformer that decodes its tokens.
 
-diffusers has the autoencoder (`AutoencoderRAE`) and no transformer of its own for its latents. One that it has, as
-`DiTTransformer2DModel`, may be trained on them: such a checkpoint names `AutoencoderRAE` as its `vae`, and belongs to the
-family of its transformer.
+diffusers has the autoencoder (`AutoencoderRAE`) and no transformer of its own for its latents. Another transformer, as
+`DiTTransformer2DModel`, may be trained on them: such a checkpoint names `AutoencoderRAE` as its `vae`, and belongs to
+the family of its transformer.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class RepresentationAutoencoder(nn.Module):
     def layers(self) -> dict[str, int]:
         """The layers whose features are returned, with their number of heads."""
         config = self.autoencoder.config
-        heads = {"encoder": config["encoder_hidden_size"] // 64, "decoder": config["decoder_num_attention_heads"]}
+        heads = {
+            "encoder": config["encoder_hidden_size"] // 64,
+            "decoder": config["decoder_num_attention_heads"],
+        }
         return {name: int(heads[name.partition(".")[0]]) for name in self._layers}
 
     @property
@@ -140,7 +143,9 @@ class RepresentationAutoencoder(nn.Module):
             self._decode(encoder_tokens(self.autoencoder, frames.to(self.device)))
 
         def on_grid(tokens: Tensor) -> Tensor:
-            patches = tokens[..., tokens.shape[-2] - grid[0] * grid[1] :, :]  # behind class and register tokens
+            patches = tokens[
+                ..., tokens.shape[-2] - grid[0] * grid[1] :, :
+            ]  # behind class and register tokens
             return patches.unflatten(-2, grid).float()
 
         return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]

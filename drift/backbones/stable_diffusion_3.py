@@ -46,7 +46,7 @@ def from_checkpoint(
         source: the checkpoint as the user named it.
         dtype: data type of weights and activations.
         layers: names of the layers whose features are computed: "transformer_blocks.N", where image and prompt attend
-            jointly, or "transformer_blocks.N.attn2", where the image attends to itself (the first blocks of 3.5-medium).
+            jointly, or "transformer_blocks.N.attn2", where the image attends to itself (first blocks of 3.5-medium).
         timestep, noise: see `DiffusionModel`; τ = 1000 s.
         prompt: the text prompt.
 
@@ -108,7 +108,9 @@ class StableDiffusion3(JointAttentionModel):
         largest = self.denoiser.config["pos_embed_max_size"]
         if max(latents.shape[-2:]) > largest * self.patch_size:
             limit = largest * self.stride
-            raise InputError(f"frames: larger than {limit} pixels, for which the model has no positions; scale them down")
+            raise InputError(
+                f"frames: over {limit} pixels along one axis, more than the model has positions for"
+            )
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
         pooled = self._pooled.expand(len(latents), -1)
         output: Any = self.denoiser(

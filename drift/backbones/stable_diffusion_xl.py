@@ -1,4 +1,4 @@
-"""Stable Diffusion XL and its Turbo variant (arXiv 2307.01952): two text encoders, and the size of the image as input."""
+"""Stable Diffusion XL and SDXL-Turbo (arXiv 2307.01952): two text encoders, and the size of the image as input."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def from_checkpoint(
     """A Stable Diffusion XL model in diffusers' layout.
 
     The text encoders are not needed for an empty prompt where the checkpoint says `force_zeros_for_empty_prompt`: the
-    model is trained to take zeros for it. The autoencoder is computed in float32 instead of float16 where the checkpoint
-    says `force_upcast`: its activations overflow.
+    model is trained to take zeros for it. The autoencoder is computed in float32 instead of float16 where the
+    checkpoint says `force_upcast`: its activations overflow.
 
     Args:
         path: the folder of the checkpoint.
@@ -103,7 +103,9 @@ class StableDiffusionXL(UNetModel):
 
     def _output(self, latents: Tensor, timestep: int, prompt: Tensor) -> Tensor:
         height, width = (self.stride * length for length in latents.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=latents.dtype, device=latents.device)
+        sizes = torch.tensor(
+            [[height, width, 0, 0, height, width]], dtype=latents.dtype, device=latents.device
+        )
         added = {
             "text_embeds": self._pooled.expand(len(latents), -1),
             "time_ids": sizes.expand(len(latents), -1),

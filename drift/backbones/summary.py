@@ -111,7 +111,9 @@ def describe(
     source = str(checkpoint)
     path = find_checkpoint(source, configuration_files, revision=revision)
     if path.is_file():
-        raise InputError(f"backbone.checkpoint={source}: a single file has no configuration; give that of backbone.config")
+        raise InputError(
+            f"backbone.checkpoint={source}: a file without configuration; give backbone.config's"
+        )
     family = family_of(path, source)
     module = family.load()
     known = inspect.signature(module.from_checkpoint).parameters

@@ -53,9 +53,9 @@ def ddim_invert(
 ) -> Float[Tensor, "batch channels rows columns"]:
     """Inverts clean latents to `timestep`.
 
-    Diffusion: DDIM (equation 12 of arXiv 2010.02502), run backwards. Rectified flow: Euler steps along the velocity. Each
-    step assumes that the model predicts the same noise for the cleaner latent as for the noisier one; the error
-    vanishes as `steps` grows.
+    Diffusion: DDIM (equation 12 of arXiv 2010.02502), run backwards. Rectified flow: Euler steps along the velocity.
+    Each step assumes that the model predicts the same noise or velocity for the cleaner latent as for the noisier one;
+    the error vanishes as `steps` grows.
 
     Args:
         latents: clean latents in the model's scale. Entries of the batch are independent.

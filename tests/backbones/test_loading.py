@@ -602,7 +602,9 @@ def test_a_pipeline_of_no_known_family_says_what_is_supported(copied):
     change(copied / "model_index.json", _class_name="SanaPipeline")
     (copied / "unet").rename(copied / "transformer")
     change(copied / "transformer" / "config.json", _class_name="SanaTransformer2DModel")
-    with pytest.raises(InputError, match=r"SanaPipeline; supported are .*FluxPipeline.*StableDiffusionPipeline"):
+    with pytest.raises(
+        InputError, match=r"SanaPipeline; supported are .*FluxPipeline.*StableDiffusionPipeline"
+    ):
         load(copied)
 
 
