@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from examples import moving_square, write_davis
+from examples import ENCODERS, moving_square, write_davis, write_encoder
 from hydra import compose, initialize_config_dir
-from transformers import Dinov2Config, Dinov2Model
 
 import evaluate
 from drift.adaptation import Fixed, Learned, PromptOptions, Single, Uniform
@@ -35,22 +34,21 @@ def composed(*overrides: str, config="evaluate", **options):
         return compose(config, overrides=list(overrides), **options)
 
 
-@pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("dinov2")
-    Dinov2Model(
-        Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=14)
-    ).save_pretrained(path)
-    return path
+ENCODER_FAMILIES = {name: name for name in ENCODERS} | {
+    "dinov3": "dinov3_vit"
+}  # by name of the configuration
 
 
 @pytest.fixture
-def small(checkpoint, dinov2):
+def small(checkpoint, tmp_path_factory):
     """The override that replaces a backbone by a small random one of its family."""
 
     def override(backbone):
-        return f"backbone.checkpoint={dinov2 if backbone == 'dinov2' else checkpoint}"
+        if backbone in ENCODER_FAMILIES:
+            path = tmp_path_factory.mktemp(backbone)
+            checkpoint_of = write_encoder(path, ENCODER_FAMILIES[backbone], width=8, layers=1, heads=2)
+            return f"backbone.checkpoint={checkpoint_of}"
+        return f"backbone.checkpoint={checkpoint}"
 
     return override
 
@@ -76,7 +74,7 @@ def test_backbones_are_built(small, name):
     config = composed(f"backbone={name}", small(name))
     backbone = build(config, "backbone")
     if config.backbone.layers is None:
-        assert list(backbone.layers) == ["encoder.layer.0"]
+        assert [name.rpartition(".")[2] for name in backbone.layers] == ["0"]
     else:
         assert list(backbone.layers) == list(config.backbone.layers)
         assert backbone.description["noise"] == build(config, "noise").description["noise"]
@@ -288,6 +286,9 @@ def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
         "tiny": ("attention", 0.1125, 3, 5, 14),
         "dinov2": ("cosine", 0.1, 5, 12, 7),
+        "dinov2_with_registers": ("cosine", 0.1, 5, 12, 7),
+        "dinov3": ("cosine", 0.2, 5, 12, 7),
+        "siglip2": ("cosine", 0.2, 5, 12, 7),
     }.get(name, ("attention", 1.0, 15, 15, 28))
     propagation = composed(f"backbone={name}").propagation
     keys = ("affinity", "temperature", "top_k", "radius", "memory_frames")
@@ -305,7 +306,7 @@ def test_tuned_options_are_stated_and_not_inherited(name):
 def test_options_given_on_the_command_line_hold_for_every_backbone(name):
     config = composed(f"backbone={name}", "propagation=dift", "propagation.radius=4")
     assert (config.propagation.temperature, config.propagation.radius) == (0.2, 4)
-    if name != "dinov2":
+    if name not in ENCODER_FAMILIES:
         config = composed(f"backbone={name}", "noise=ddim_inversion", "noise.steps=3")
         assert build(config, "noise") == DDIMInversion(3)
         assert config.backbone.noise == config.noise

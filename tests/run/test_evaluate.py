@@ -268,7 +268,7 @@ def test_help_lists_groups_and_main_options(monkeypatch, capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     for words in (
-        "backbone: dinov2, sd15, sd21, sd21_base, tiny",
+        "backbone: dinov2, dinov2_with_registers, dinov3, sd15, sd21, sd21_base, siglip2, tiny",
         "data: davis, davis2016, folder, long_videos, mose, sample, video, youtube_vos",
         "propagation.top_k",
         "-m",
