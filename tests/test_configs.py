@@ -170,8 +170,14 @@ def test_data_is_built(name, tmp_path):
 @pytest.mark.parametrize("name", choices("refinement"))
 def test_refinement_is_built(name):
     config = composed(f"refinement={name}")
-    if name == "sam":
-        with pytest.raises(InputError, match=r"sam_vit_h_4b8939\.pth: no such file"):
+    missing = {
+        "sam": r"sam_vit_h_4b8939\.pth: no such file",
+        "sam_hq": r"refinement\.checkpoint=syscv-community/sam-hq-vit-huge: not a local folder",
+        "sam2": r"refinement\.checkpoint=facebook/sam2\.1-hiera-large: not a local folder",
+        "edgetam": r"refinement=edgetam needs the package timm|refinement\.checkpoint=yonigozlan/EdgeTAM-hf",
+    }
+    if name in missing:
+        with pytest.raises(InputError, match=missing[name]):
             build(config, "refinement")
     else:
         assert (build(config, "refinement") is None) == (name == "none")
