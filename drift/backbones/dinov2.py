@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 from transformers import Dinov2Model
 
 from drift.backbones.image_encoders import ImageEncoder
@@ -15,4 +19,8 @@ class DINOv2(ImageEncoder):
     architecture = Dinov2Model
 
 
-from_checkpoint = DINOv2.from_checkpoint
+def from_checkpoint(
+    path: Path, *, source: str, dtype: torch.dtype, layers: Sequence[str] | None = None
+) -> DINOv2:
+    """See `ImageEncoder.from_checkpoint`."""
+    return DINOv2.from_checkpoint(path, source=source, dtype=dtype, layers=layers)

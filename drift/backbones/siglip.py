@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 from torch import Tensor
 from transformers import SiglipVisionModel
 
 from drift.backbones.image_encoders import ImageEncoder
 
 __all__ = ["SigLIP", "from_checkpoint"]
+
+CHECKPOINTS = {"model_type siglip": "siglip2"}
 
 
 class SigLIP(ImageEncoder):
@@ -23,4 +29,8 @@ class SigLIP(ImageEncoder):
         self.model(pixels, interpolate_pos_encoding=True)
 
 
-from_checkpoint = SigLIP.from_checkpoint
+def from_checkpoint(
+    path: Path, *, source: str, dtype: torch.dtype, layers: Sequence[str] | None = None
+) -> SigLIP:
+    """See `ImageEncoder.from_checkpoint`."""
+    return SigLIP.from_checkpoint(path, source=source, dtype=dtype, layers=layers)

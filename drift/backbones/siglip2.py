@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import Siglip2VisionModel
@@ -31,4 +34,8 @@ class SigLIP2(ImageEncoder):
         self.model(patches, pixel_attention_mask=every, spatial_shapes=shapes)
 
 
-from_checkpoint = SigLIP2.from_checkpoint
+def from_checkpoint(
+    path: Path, *, source: str, dtype: torch.dtype, layers: Sequence[str] | None = None
+) -> SigLIP2:
+    """See `ImageEncoder.from_checkpoint`."""
+    return SigLIP2.from_checkpoint(path, source=source, dtype=dtype, layers=layers)
