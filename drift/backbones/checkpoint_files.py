@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -21,23 +23,31 @@ from drift.errors import InputError
 
 __all__ = [
     "PARTS",
+    "check_memory",
+    "configuration_files",
+    "embedded_checkpoints",
     "find_checkpoint",
+    "free_memory",
     "load_part",
     "load_weights",
     "needed_files",
     "quiet",
     "read_json",
     "weights_fingerprint",
+    "weights_size",
     "weights_variant",
 ]
 
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-"""Folders of a checkpoint in diffusers' layout from which a backbone is made."""
+PARTS = (
+    *("vae", "unet", "transformer", "scheduler"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
+)
+"""Folders of a checkpoint in diffusers' layout from which a backbone is made, as far as the checkpoint has them."""
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(\.fp16)?(?:-\d+-of-\d+)?\.safetensors")
-_TEXT_FILES = (".json", ".txt")
+_TEXT_FILES = (".json", ".txt", ".model")  # .model: of sentencepiece, T5's tokenizer
 _HUB_TIMEOUT = 10.0  # seconds
 _IGNORABLE = "position_ids"  # a buffer that older text encoders stored as a weight
 
@@ -75,7 +85,7 @@ def find_checkpoint(
     if not path.exists():
         raise InputError(
             f"{group}.{option}={checkpoint}: no such file or folder; give a local folder, a single .safetensors "
-            f"file, a Hub id (owner/name), or {' or '.join(_embedded())}"
+            f"file, a Hub id (owner/name), or {' or '.join(embedded_checkpoints())}"
         )
     return path
 
@@ -100,6 +110,14 @@ def needed_files(names: Iterable[str], dtype: torch.dtype) -> list[str]:
             if name.endswith(_TEXT_FILES) or (match and bool(match[1]) == (variant is not None)):
                 wanted.append(name)
     return list(dict.fromkeys(wanted))
+
+
+def configuration_files(names: Iterable[str]) -> list[str]:
+    """The files of a Hub repository that describe its models and their vocabulary, without weights."""
+    folders = (*PARTS, ".")
+    return [
+        name for name in names if name.endswith(_TEXT_FILES) and str(PurePosixPath(name).parent) in folders
+    ]
 
 
 def weights_variant(names: Iterable[str], dtype: torch.dtype, folder: str | Path) -> str | None:
@@ -171,7 +189,7 @@ def load_weights(
     unused: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
-    """A diffusers or transformers model in `dtype`.
+    """A diffusers or transformers model in `dtype`; within `torch.device("meta")` from its configuration alone.
 
     Args:
         kind: its class.
@@ -182,8 +200,11 @@ def load_weights(
         options: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: a weight is missing, unexpected or of another shape.
+        InputError: a weight is missing, unexpected or of another shape, or the machine has too little free memory.
     """
+    if torch.get_default_device().type == "meta":
+        return _without_weights(kind, folder).to(dtype)
+    check_memory([folder], dtype)
     options |= {"use_safetensors": True, "output_loading_info": True, "variant": variant}
     options |= {"dtype": dtype} if issubclass(kind, PreTrainedModel) else {"torch_dtype": dtype}
     if not issubclass(kind, PreTrainedModel):
@@ -199,6 +220,58 @@ def load_weights(
                 f"{folder}: {len(keys)} {trouble.replace('_', ' ')} in the weights, first {keys[0]}"
             )
     return model
+
+
+def _without_weights(kind: Any, folder: Path) -> Any:
+    if issubclass(kind, PreTrainedModel):
+        return kind(kind.config_class.from_pretrained(folder))
+    return kind.from_config(kind.load_config(folder))
+
+
+def weights_size(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a model's folder take in `dtype`, from the headers of its `.safetensors` files."""
+    files = {file.name: file for file in folder.iterdir()}
+    variant = weights_variant(files, dtype, folder)
+    chosen = [
+        name
+        for name in files
+        if (match := _WEIGHTS.fullmatch(name)) and bool(match[1]) == (variant is not None)
+    ]
+    numbers = sum(math.prod(tensor["shape"]) for name in chosen for tensor in _header(files[name]).values())
+    return numbers * dtype.itemsize
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Shape and data type of each tensor of a `.safetensors` file; empty where it is damaged, which loading reports."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, OverflowError, MemoryError):
+        return {}
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def check_memory(folders: Sequence[Path], dtype: torch.dtype) -> None:
+    """Raises InputError where the weights of the models in `folders` together take more memory than is free."""
+    needed = sum(weights_size(folder, dtype) for folder in folders)
+    free = free_memory()
+    if free is not None and needed > free:
+        names = " and ".join(folder.name for folder in folders)
+        raise InputError(
+            f"{folders[0].parent}: the weights of {names} take {needed / 1e9:.1f} GB in "
+            f"{str(dtype).removeprefix('torch.')}, {free / 1e9:.1f} GB of memory are free; use "
+            "backbone.precision=bfloat16, a smaller checkpoint or another machine"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that new weights can take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -242,13 +315,19 @@ def _from_hub(
             cached = try_to_load_from_cache(hub_id, name, revision=revision)
             if isinstance(cached, str):
                 return Path(cached).parent
+        if isinstance(error, GatedRepoError):
+            raise InputError(
+                f"{option}={hub_id}: gated; accept its licence at https://huggingface.co/{hub_id} and set "
+                f"HF_TOKEN to a token of your account, or pass a local folder: {option}=FOLDER"
+            ) from None
         raise InputError(
             f"{option}={hub_id}: not a local folder, not in the Hub's cache, and the Hub cannot provide it "
             f"({type(error).__name__}); pass a local folder: {option}=FOLDER"
         ) from None
 
 
-def _embedded() -> list[str]:
+def embedded_checkpoints() -> list[str]:
+    """The checkpoints that ship with drift, as "embedded:tiny"."""
     return sorted(f"embedded:{index.parent.name}" for index in _ASSETS.glob("*/model_index.json"))
 
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from drift.backbones.checkpoint_files import (
-    PARTS,
-    find_checkpoint,
-    load_part,
-    load_weights,
-    read_json,
-    weights_variant,
-)
+from drift.backbones.checkpoint_files import find_checkpoint, load_part, read_json
+from drift.backbones.folders import CheckpointFolder
 from drift.backbones.lora import fuse_lora
+from drift.backbones.prompts import clip_embeddings
 from drift.backbones.stable_diffusion import StableDiffusion
 from drift.errors import InputError, OptionError
 from drift.noising import Noise
@@ -34,8 +24,14 @@ from drift.options import choice
 
 __all__ = ["from_checkpoint"]
 
+CHECKPOINTS = {
+    "StableDiffusionPipeline": "sd21",
+    "UNet2DConditionModel": "sd21",
+    "single file": "sd21",
+}
+
+_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
-_DRIFT_MODULE = re.compile(r"drift(\.[a-z]\w*)*")
 _UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 _UNET_CLASSES = "model.diffusion_model.label_emb.0.0.weight"
 _SECOND_TEXT_ENCODER = "conditioner.embedders."  # of SDXL
@@ -44,7 +40,7 @@ _INPAINTING = (
     "inpainting, depth and image-to-image checkpoints are not supported; give a text-to-image checkpoint"
 )
 _UNCLIP = "a UNet with class embeddings (unCLIP, upscalers), which is not supported; give a text-to-image checkpoint"
-_SDXL = "Stable Diffusion XL, which is not supported; give a checkpoint of Stable Diffusion 1.x or 2.x"
+_SDXL = "Stable Diffusion XL; give a folder whose model_index.json says so (StableDiffusionXLPipeline) to backbone=sdxl"
 
 LoadModel = Callable[[str, type[nn.Module], torch.dtype], Any]
 
@@ -54,7 +50,7 @@ def from_checkpoint(
     *,
     source: str,
     dtype: torch.dtype,
-    layers: Sequence[str] = ("up_blocks.1.attentions.0",),
+    layers: Sequence[str] | None = ("up_blocks.1.attentions.0",),
     timestep: int = 20,
     noise: Noise | None = None,
     prompt: str = "",
@@ -90,44 +86,30 @@ def from_checkpoint(
     if path.is_dir():
         if config is not None:
             raise OptionError("config", config, "null where backbone.checkpoint is a folder")
-        folder = path
-        load: LoadModel = partial(_load_from_folder, folder, dtype)
+        folder = CheckpointFolder(path, source, dtype, _PARTS)
+        load: LoadModel = folder.model
     else:
         weights = load_part(path, _single_file_weights)
-        folder = _config_folder(config, weights, source)
-        load = partial(_load_from_file, path, weights, folder)
-    index = _index(folder)
-    _check_supported(folder, index, source)
-    scheduler = load_part(folder / "scheduler", _load_scheduler)
-    _set_prediction_type(scheduler, prediction_type, folder)
+        folder = CheckpointFolder(_config_folder(config, weights, source), source, dtype, _PARTS)
+        load = partial(_load_from_file, path, weights, folder.path)
+    _check_supported(folder)
+    scheduler = folder.scheduler()
+    _set_prediction_type(scheduler, prediction_type, folder.path)
     unet = load("unet", UNet2DConditionModel, dtype)
     text_encoder = load("text_encoder", CLIPTextModel, torch.float32)
     if lora is not None:
         fuse_lora(Path(lora).expanduser(), unet, text_encoder)
+    tokenizer = load_part(folder.path / "tokenizer", CLIPTokenizer.from_pretrained)
     return StableDiffusion(
-        vae=load("vae", _autoencoder(folder, index), dtype),
+        vae=load("vae", folder.autoencoder_class(), dtype),
         unet=unet,
-        prompt=_encoded(prompt, load_part(folder / "tokenizer", CLIPTokenizer.from_pretrained), text_encoder),
+        prompt=clip_embeddings(prompt, tokenizer, text_encoder).last_hidden_state,
         scheduler=scheduler,
         layers=layers,
         timestep=timestep,
         noise=noise,
         source=source,
     )
-
-
-@torch.no_grad()
-def _encoded(prompt: str, tokenizer: Any, encoder: Any) -> Float[Tensor, "1 tokens dim"]:
-    """Embeddings of a prompt."""
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    embeddings: Tensor = encoder.eval()(tokens.input_ids).last_hidden_state
-    return embeddings
-
-
-def _load_scheduler(folder: Path) -> DDIMScheduler:
-    """DDIM on the checkpoint's own noise schedule, whichever scheduler it was published with."""
-    return DDIMScheduler.from_config(read_json(folder / "scheduler_config.json"))
 
 
 def _set_prediction_type(scheduler: DDIMScheduler, prediction_type: str | None, folder: Path) -> None:
@@ -144,29 +126,18 @@ def _set_prediction_type(scheduler: DDIMScheduler, prediction_type: str | None, 
 # Which checkpoints are supported
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    """The content of `model_index.json`."""
-    missing = [part for part in ("model_index.json", *PARTS) if not (folder / part).exists()]
-    if "unet" in missing and (folder / "transformer").exists():
-        raise InputError(f"{folder}: a diffusion transformer without UNet, which is not supported")
-    if missing:
-        raise InputError(f"{folder}: incomplete checkpoint, lacks {', '.join(missing)} of diffusers' layout")
-    return read_json(folder / "model_index.json")
-
-
-def _check_supported(folder: Path, index: Mapping[str, Any], source: str) -> None:
+def _check_supported(folder: CheckpointFolder) -> None:
     """Raises InputError, before any weights are loaded, if `StableDiffusion` cannot compute with the checkpoint."""
-    unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
-    where = f"backbone.checkpoint={source}: "
-    if (index.get("text_encoder_2") or [None])[0] or unet.get("addition_embed_type"):
-        raise InputError(f"{where}{_SDXL}")
+    unet, vae, text = (folder.config(part) for part in ("unet", "vae", "text_encoder"))
+    if (folder.index.get("text_encoder_2") or [None])[0] or unet.get("addition_embed_type"):
+        raise InputError(f"{folder.where}{_SDXL}")
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
-        raise InputError(f"{where}{_UNCLIP}")
-    _check_channels(unet.get("in_channels"), vae.get("latent_channels"), where)
+        raise InputError(f"{folder.where}{_UNCLIP}")
+    _check_channels(unet.get("in_channels"), vae.get("latent_channels"), folder.where)
     widths = unet.get("cross_attention_dim")
     if text.get("hidden_size") not in (widths if isinstance(widths, list) else [widths]):
         raise InputError(
-            f"{where}text_encoder has width {text.get('hidden_size')}, unet expects {widths} "
+            f"{folder.where}text_encoder has width {text.get('hidden_size')}, unet expects {widths} "
             "(cross_attention_dim); text_encoder and unet must be of one checkpoint"
         )
 
@@ -174,36 +145,6 @@ def _check_supported(folder: Path, index: Mapping[str, Any], source: str) -> Non
 def _check_channels(inputs: int | None, latents: int | None, where: str) -> None:
     if latents is not None and inputs != latents:  # an autoencoder need not record its channels
         raise InputError(f"{where}the UNet takes {inputs} channels, latents have {latents}: {_INPAINTING}")
-
-
-def _autoencoder(folder: Path, index: Mapping[str, Any]) -> type[nn.Module]:
-    """The class that `model_index.json` names for `vae`: of diffusers, or one that ships with drift."""
-    library, name = index.get("vae") or ("diffusers", AutoencoderKL.__name__)
-    module: Any = None
-    if library == "diffusers":
-        module = diffusers
-    elif isinstance(library, str) and _DRIFT_MODULE.fullmatch(library):  # never code of the checkpoint
-        with suppress(ModuleNotFoundError):
-            module = importlib.import_module(library)
-    kind = getattr(module, str(name), None)
-    if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
-        raise InputError(
-            f"{folder / 'model_index.json'}: vae {library}.{name} is not a model of diffusers or drift"
-        )
-    return kind
-
-
-# Models of a folder
-
-
-def _load_from_folder(
-    folder: Path, preferred: torch.dtype, part: str, kind: type[nn.Module], dtype: torch.dtype
-) -> Any:
-    def load(path: Path) -> Any:
-        variant = weights_variant([file.name for file in path.iterdir()], preferred, path)
-        return load_weights(kind, path, dtype, variant=variant)
-
-    return load_part(folder / part, load)
 
 
 # Models of a single file

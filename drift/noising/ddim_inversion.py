@@ -1,25 +1,29 @@
-"""DDIM inversion: latents taken to a timestep by the model's own deterministic path."""
+"""Inversion: latents taken to a timestep by the model's own deterministic path.
+
+Every step takes the model's output for an estimate of the clean latents and of the noise, and mixes these at the next
+noise level. For diffusion this is DDIM inversion; for rectified flow, whose path is straight, it is the Euler method.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from drift.errors import OptionError
 from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
+from drift.noising.schedule import clean_and_noise, noise_level
 from drift.options import whole_number
 
 __all__ = ["DDIMInversion", "Predict", "ddim_invert", "inversion_timesteps"]
 
 Predict = Callable[[Float[Tensor, "batch channels rows columns"], int], Tensor]
-"""Output of the model (noise or velocity, by its scheduler's `prediction_type`) for latents at a timestep."""
+"""Output of the model (noise or velocity, see `clean_and_noise`) for latents at a timestep."""
 
 
 def inversion_timesteps(timestep: int, steps: int) -> list[int]:
@@ -42,44 +46,34 @@ def inversion_timesteps(timestep: int, steps: int) -> list[int]:
 def ddim_invert(
     latents: Float[Tensor, "batch channels rows columns"],
     predict: Predict,
-    scheduler: DDIMScheduler,
+    scheduler: Any,
     *,
     timestep: int,
     steps: int,
 ) -> Float[Tensor, "batch channels rows columns"]:
-    """Inverts clean latents to `timestep` with DDIM (equation 12 of arXiv 2010.02502, run backwards).
+    """Inverts clean latents to `timestep`.
 
-    Each step assumes that the model predicts the same noise for the cleaner latent as for the noisier one; the error
-    vanishes as `steps` grows.
+    Diffusion: DDIM (equation 12 of arXiv 2010.02502), run backwards. Rectified flow: Euler steps along the velocity.
+    Each step assumes that the model predicts the same noise or velocity for the cleaner latent as for the noisier one;
+    the error vanishes as `steps` grows.
 
     Args:
         latents: clean latents in the model's scale. Entries of the batch are independent.
         predict: the model under its prompt.
-        scheduler: the model's own scheduler, which holds its noise schedule and prediction type.
+        scheduler: the model's own scheduler, a `DDIMScheduler` or `FlowMatchEulerDiscreteScheduler` of diffusers.
         timestep: τ.
         steps: S, the number of inversion steps; each is one call of `predict`.
 
     Raises:
         OptionError: see `inversion_timesteps`.
     """
-    before = float(scheduler.final_alpha_cumprod)  # of clean latents: not exactly 1 in Stable Diffusion
+    before = noise_level(scheduler, None)
     for target in inversion_timesteps(timestep, steps):
-        after = float(scheduler.alphas_cumprod[target])
-        latents = _step(latents, predict(latents, target), before, after, scheduler)
+        after = noise_level(scheduler, target)
+        clean, noise = clean_and_noise(scheduler, latents, predict(latents, target), before)
+        latents = after.signal * clean + after.sigma * noise
         before = after
     return latents
-
-
-def _step(latents: Tensor, output: Tensor, before: float, after: float, scheduler: DDIMScheduler) -> Tensor:
-    """Latents at noise level ᾱ `after`, from those at ᾱ `before` and the model's output."""
-    signal, sigma = math.sqrt(before), math.sqrt(1 - before)
-    if scheduler.config["prediction_type"] == "v_prediction":
-        clean = signal * latents - sigma * output
-        noise = signal * output + sigma * latents
-    else:
-        noise = output
-        clean = (latents - sigma * noise) / signal
-    return math.sqrt(after) * clean + math.sqrt(1 - after) * noise
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
+from drift.noising.schedule import add_noise
 from drift.options import whole_number
 
 __all__ = ["Gaussian", "NoNoise"]
@@ -34,7 +35,7 @@ class NoNoise:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Gaussian noise: the forward process q(z_τ | z_0).
+    """Gaussian noise: the forward process q(z_τ | z_0), with τ = 1000 s for rectified flow: (1 - s) z_0 + s ε.
 
     Attributes:
         ensemble: number of draws, over which features are averaged (8 in DIFT).
@@ -60,10 +61,9 @@ class Gaussian:
         self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
     ) -> NoisyLatents:
         """See `Noise`."""
-        timesteps = torch.tensor([denoiser.timestep], device=latents.device)
         draws = [
             torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
             for _ in range(self.ensemble)
         ]
-        noisy = [denoiser.scheduler.add_noise(latents, noise, timesteps) for noise in draws]
+        noisy = [add_noise(denoiser.scheduler, latents, noise, denoiser.timestep) for noise in draws]
         return torch.stack(noisy)[:, None]

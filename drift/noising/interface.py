@@ -22,13 +22,14 @@ NoisyLatents = Float[Tensor, "draws prompts batch channels rows columns"]
 
 
 class Denoiser(Protocol):
-    """A latent diffusion model, as noising sees it."""
+    """A diffusion model, as noising sees it. Latents are pixels where the model has no autoencoder."""
 
     timestep: int
     """τ, at which features are computed."""
 
     scheduler: Any
-    """The model's noise schedule and prediction type, a diffusers `DDIMScheduler`."""
+    """The model's noise schedule and prediction type: a `DDIMScheduler` of diffusers, or for rectified flow a
+    `FlowMatchEulerDiscreteScheduler`."""
 
     def denoise(
         self,
@@ -36,7 +37,7 @@ class Denoiser(Protocol):
         timestep: int,
         prompt: Float[Tensor, "#batch tokens dim"],
     ) -> Float[Tensor, "batch channels rows columns"]:
-        """Output of the whole model (noise or velocity, by the scheduler's `prediction_type`)."""
+        """Output of the whole model: noise or velocity, by its scheduler."""
 
 
 class Noise(Protocol):

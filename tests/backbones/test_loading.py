@@ -15,13 +15,7 @@ from examples import write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from drift.backbones import (
-    StableDiffusion,
-    checkpoint_files,
-    load_backbone,
-    lora,
-    stable_diffusion_checkpoints,
-)
+from drift.backbones import StableDiffusion, checkpoint_files, folders, load_backbone, lora
 from drift.backbones.cache import CachedBackbone
 from drift.backbones.checkpoint_files import needed_files
 from drift.errors import InputError, OptionError
@@ -115,7 +109,7 @@ def test_weights_are_loaded_in_the_precision_that_is_computed_in(checkpoint, mon
         loaded[folder.name] = model.dtype
         return model
 
-    monkeypatch.setattr(stable_diffusion_checkpoints, "load_weights", spy)
+    monkeypatch.setattr(folders, "load_weights", spy)
     backbone = load(checkpoint, precision=precision)
     dtype = getattr(torch, precision)
     assert loaded == {"unet": dtype, "vae": dtype, "text_encoder": torch.float32}
@@ -394,7 +388,7 @@ def test_the_configuration_of_a_folder_is_its_own(checkpoint):
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ({"conditioner.embedders.0.x": torch.zeros(1)}, "Stable Diffusion XL, which is not supported"),
+        ({"conditioner.embedders.0.x": torch.zeros(1)}, "Stable Diffusion XL; .*backbone=sdxl"),
         ({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, "unCLIP"),
         (
             {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(16, 9, 3, 3)},
@@ -575,12 +569,12 @@ def test_a_prediction_type_that_is_not_supported_is_refused(copied):
         (
             "unet/config.json",
             {"addition_embed_type": "text_time"},
-            "Stable Diffusion XL, which is not supported",
+            "Stable Diffusion XL; .*backbone=sdxl",
         ),
         (
             "model_index.json",
             {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
-            "Stable Diffusion XL, which is not supported",
+            "Stable Diffusion XL; .*backbone=sdxl",
         ),
         ("text_encoder/config.json", {"hidden_size": 48}, "text_encoder has width 48, unet expects 24"),
     ],
@@ -604,9 +598,13 @@ def test_a_text_encoder_of_another_width_is_refused(copied):
         load(copied)
 
 
-def test_diffusion_transformers_are_refused(copied):
+def test_a_pipeline_of_no_known_family_says_what_is_supported(copied):
+    change(copied / "model_index.json", _class_name="SanaPipeline")
     (copied / "unet").rename(copied / "transformer")
-    with pytest.raises(InputError, match=r"a diffusion transformer without UNet, which is not supported"):
+    change(copied / "transformer" / "config.json", _class_name="SanaTransformer2DModel")
+    with pytest.raises(
+        InputError, match=r"SanaPipeline; supported are .*FluxPipeline.*StableDiffusionPipeline"
+    ):
         load(copied)
 
 

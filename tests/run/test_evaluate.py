@@ -268,7 +268,8 @@ def test_help_lists_groups_and_main_options(monkeypatch, capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     for words in (
-        "backbone: dinov2, dinov2_with_registers, dinov3, sd15, sd21, sd21_base, siglip2, tiny",
+        "backbone: "
+        + ", ".join(sorted(path.stem for path in (evaluate.CONFIGS / "backbone").glob("*.yaml"))),
         "data: davis, davis2016, folder, long_videos, mose, sample, video, youtube_vos",
         "propagation.top_k",
         "-m",
