@@ -13,7 +13,20 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from drift.backbones import Features
 from drift.clip import Clip
@@ -68,6 +81,49 @@ class Clips:
 
     def predict_dataloader(self):
         return iter(self._clips)
+
+
+ENCODERS = {
+    "dinov2": (lambda **sizes: Dinov2Model(Dinov2Config(**sizes)), 14),
+    "dinov2_with_registers": (
+        lambda **sizes: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes)),
+        14,
+    ),
+    "dinov3_vit": (
+        lambda **sizes: DINOv3ViTModel(DINOv3ViTConfig(intermediate_size=64, num_register_tokens=4, **sizes)),
+        16,
+    ),
+    "siglip": (lambda **sizes: SiglipModel(_siglip(SiglipConfig, **sizes)), 16),
+    "siglip2": (
+        lambda image_size, **sizes: Siglip2Model(_siglip(Siglip2Config, num_patches=16, **sizes)),
+        16,
+    ),
+}
+"""By family of image encoders, the maker of a model and the patch size of published checkpoints."""
+
+
+def _siglip(kind, **vision):
+    """A configuration with a text model, as in the published checkpoints."""
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return kind(text_config=text | {"vocab_size": 9}, vision_config={"intermediate_size": 64, **vision})
+
+
+def write_encoder(folder: Path, family: str, *, width: int = 32, layers: int = 3, heads: int = 4) -> Path:
+    """A checkpoint of a family of `ENCODERS`, with random weights and a small width."""
+    torch.manual_seed(0)
+    make, patch = ENCODERS[family]
+    model = make(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=4 * patch,
+        patch_size=patch,
+    )
+    for weight in model.parameters():
+        if weight.dim() > 1:  # of the size of trained weights, so that attention is not uniform
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)
+    return folder
 
 
 def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", seed: int = 0) -> Path:

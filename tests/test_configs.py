@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from examples import moving_square, write_davis
+from examples import ENCODERS, moving_square, write_davis, write_encoder
 from hydra import compose, initialize_config_dir
 from small_models import CHECKPOINTS
-from transformers import Dinov2Config, Dinov2Model
 
 import evaluate
 from drift.adaptation import Fixed, Learned, PromptOptions, Single, Uniform
@@ -36,25 +35,24 @@ def composed(*overrides: str, config="evaluate", **options):
         return compose(config, overrides=list(overrides), **options)
 
 
-@pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("dinov2")
-    Dinov2Model(
-        Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=14)
-    ).save_pretrained(path)
-    return path
+ENCODER_FAMILIES = {name: name for name in ENCODERS} | {
+    "dinov3": "dinov3_vit"
+}  # by name of the configuration
 
 
 @pytest.fixture
-def small(checkpoint, small_checkpoint, dinov2):
+def small(checkpoint, small_checkpoint, tmp_path_factory):
     """The override that replaces a backbone by a small random one of its family."""
 
     def override(backbone):
+        if backbone in ENCODER_FAMILIES:
+            path = tmp_path_factory.mktemp(backbone)
+            checkpoint_of = write_encoder(path, ENCODER_FAMILIES[backbone], width=8, layers=1, heads=2)
+            return f"backbone.checkpoint={checkpoint_of}"
         family = backbone.removesuffix("_turbo")
         if family in CHECKPOINTS:
             return f"backbone.checkpoint={small_checkpoint(family)}"
-        return f"backbone.checkpoint={dinov2 if backbone == 'dinov2' else checkpoint}"
+        return f"backbone.checkpoint={checkpoint}"
 
     return override
 
@@ -80,7 +78,7 @@ def test_backbones_are_built(small, name):
     config = composed(f"backbone={name}", small(name))
     backbone = build(config, "backbone")
     if config.backbone.layers is None:
-        assert list(backbone.layers) == ["encoder.layer.0"]
+        assert [name.rpartition(".")[2] for name in backbone.layers] == ["0"]
     else:
         assert list(backbone.layers) == list(config.backbone.layers)
     if "noise" in config.backbone:
@@ -177,8 +175,14 @@ def test_data_is_built(name, tmp_path):
 @pytest.mark.parametrize("name", choices("refinement"))
 def test_refinement_is_built(name):
     config = composed(f"refinement={name}")
-    if name == "sam":
-        with pytest.raises(InputError, match=r"sam_vit_h_4b8939\.pth: no such file"):
+    missing = {
+        "sam": r"sam_vit_h_4b8939\.pth: no such file",
+        "sam_hq": r"refinement\.checkpoint=syscv-community/sam-hq-vit-huge: not a local folder",
+        "sam2": r"refinement\.checkpoint=facebook/sam2\.1-hiera-large: not a local folder",
+        "edgetam": r"refinement=edgetam needs the package timm|refinement\.checkpoint=yonigozlan/EdgeTAM-hf",
+    }
+    if name in missing:
+        with pytest.raises(InputError, match=missing[name]):
             build(config, "refinement")
     else:
         assert (build(config, "refinement") is None) == (name == "none")
@@ -304,8 +308,12 @@ def test_drift_on_the_embedded_model_is_the_same_method():
 def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
         "tiny": ("attention", 0.1125, 3, 5, 14),
+        "dinov3": ("cosine", 0.2, 5, 12, 7),
+        "siglip2": ("cosine", 0.2, 5, 12, 7),
         "adm": ("cosine", 0.1, 10, 15, 28),
-        **dict.fromkeys(("dinov2", "flux", "rae", "sd35"), ("cosine", 0.1, 5, 12, 7)),
+        **dict.fromkeys(
+            ("dinov2", "dinov2_with_registers", "flux", "rae", "sd35"), ("cosine", 0.1, 5, 12, 7)
+        ),
     }.get(name, ("attention", 1.0, 15, 15, 28))
     propagation = composed(f"backbone={name}").propagation
     keys = ("affinity", "temperature", "top_k", "radius", "memory_frames")

@@ -60,6 +60,7 @@ def find_checkpoint(
     *,
     revision: str | None = None,
     option: str = "checkpoint",
+    group: str = "backbone",
 ) -> Path:
     """The local folder or file of a checkpoint; downloads a Hub id.
 
@@ -69,7 +70,8 @@ def find_checkpoint(
         checkpoint: a local folder or file, `embedded:NAME`, or a Hub id (owner/name).
         needed: the files to download, given the names of all files of a repository; see `needed_files`.
         revision: branch, tag or commit of a Hub id; None for `main`.
-        option: the option of the backbone that names the checkpoint, for error messages.
+        option: the option that names the checkpoint, for error messages.
+        group: the configuration group of that option.
 
     Raises:
         InputError: there is no such file or folder, and no such repository on the Hub or in its cache.
@@ -79,10 +81,10 @@ def find_checkpoint(
     else:
         path = Path(checkpoint).expanduser()
         if not path.exists() and _HUB_ID.fullmatch(checkpoint):
-            return _from_hub(checkpoint, needed, revision, option)
+            return _from_hub(checkpoint, needed, revision, f"{group}.{option}")
     if not path.exists():
         raise InputError(
-            f"backbone.{option}={checkpoint}: no such file or folder; give a local folder, a single .safetensors "
+            f"{group}.{option}={checkpoint}: no such file or folder; give a local folder, a single .safetensors "
             f"file, a Hub id (owner/name), or {' or '.join(embedded_checkpoints())}"
         )
     return path
@@ -315,12 +317,12 @@ def _from_hub(
                 return Path(cached).parent
         if isinstance(error, GatedRepoError):
             raise InputError(
-                f"backbone.{option}={hub_id}: gated; accept its licence at https://huggingface.co/{hub_id} and set "
-                f"HF_TOKEN to a token of your account, or pass a local folder: backbone.{option}=FOLDER"
+                f"{option}={hub_id}: gated; accept its licence at https://huggingface.co/{hub_id} and set "
+                f"HF_TOKEN to a token of your account, or pass a local folder: {option}=FOLDER"
             ) from None
         raise InputError(
-            f"backbone.{option}={hub_id}: not a local folder, not in the Hub's cache, and the Hub cannot provide it "
-            f"({type(error).__name__}); pass a local folder: backbone.{option}=FOLDER"
+            f"{option}={hub_id}: not a local folder, not in the Hub's cache, and the Hub cannot provide it "
+            f"({type(error).__name__}); pass a local folder: {option}=FOLDER"
         ) from None
 
 

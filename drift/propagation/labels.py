@@ -18,6 +18,7 @@ __all__ = [
     "SoftLabels",
     "downsampling",
     "finest",
+    "hardened",
     "labels_of_mask",
     "merge_given",
     "on_tokens",
@@ -146,6 +147,11 @@ def merge_given(
     merged[0] += torch.where(rest > 0, torch.zeros_like(left), left)
     merged[list(channels)] = given
     return merged
+
+
+def hardened(labels: Float[Tensor, "channels rows columns"]) -> Float[Tensor, "channels rows columns"]:
+    """One-hot labels of the most probable channel; the first of equal ones."""
+    return F.one_hot(labels.argmax(0), len(labels)).permute(2, 0, 1).to(labels)
 
 
 def downsampling(fine: int, coarse: int) -> int:

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from drift.options import whole_number
 
-__all__ = ["Memory", "RememberedFrame"]
+__all__ = ["MEMORY_LABELS", "Memory", "RememberedFrame"]
+
+MEMORY_LABELS = ("soft", "hard")
+"""What the memory keeps of a frame's labels. `soft`: probabilities, as DINO and DIFT do. `hard`: each token's most
+probable object or the background, one-hot, those of given masks included."""
 
 
 @dataclass(frozen=True)

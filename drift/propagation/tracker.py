@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from drift.backbones.interface import Backbone, Features
 from drift.clip import Keypoint
 from drift.errors import InputError
-from drift.options import non_negative
+from drift.options import choice, non_negative
 from drift.propagation.adapter import Adapter
 from drift.propagation.heads import Comparison, PropagationOptions, compare, propagate_heads
 from drift.propagation.kernel import attention_maps
@@ -24,13 +24,14 @@ from drift.propagation.labels import (
     SoftLabels,
     downsampling,
     finest,
+    hardened,
     labels_of_mask,
     merge_given,
     on_tokens,
     pad_to_stride,
     pooled,
 )
-from drift.propagation.memory import Memory, RememberedFrame
+from drift.propagation.memory import MEMORY_LABELS, Memory, RememberedFrame
 from drift.propagation.refiner import Refiner
 from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
@@ -65,6 +66,7 @@ class Tracker:
         backbone: computes the features of a frame.
         affinity, heads, temperature, top_k, radius: see `PropagationOptions`.
         memory_frames: number of predicted frames in the memory, beside those whose mask was given.
+        memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
         adapter: prompts and head weights learned for the clip; None for the backbone's prompt and equal weights.
         refiner: refines every predicted mask; None to leave masks as propagated.
@@ -100,6 +102,7 @@ class Tracker:
         top_k: int | None = 15,
         radius: int | None = 12,
         memory_frames: int = 7,
+        memory_labels: str = "soft",
         min_confidence: float = 0.0,
         adapter: Adapter | None = None,
         refiner: Refiner | None = None,
@@ -108,7 +111,8 @@ class Tracker:
     ) -> None:
         self.options = PropagationOptions(affinity, heads, temperature, top_k, radius)
         non_negative("min_confidence", min_confidence)
-        self.backbone, self.min_confidence = backbone, min_confidence
+        choice("memory_labels", memory_labels, MEMORY_LABELS)
+        self.backbone, self.min_confidence, self.memory_labels = backbone, min_confidence, memory_labels
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames)
@@ -352,6 +356,8 @@ class Tracker:
     def _remember(
         self, keys: Sequence[Tensor], labels: Tensor, heat: Tensor, noise: Tensor, *, given: bool
     ) -> None:
+        if self.memory_labels == "hard":
+            labels = hardened(labels)
         both = torch.cat([labels, heat])
         on_grids = [pooled(both, (k.shape[1], k.shape[2])).permute(1, 2, 0) for k in keys]
         channels = len(labels)

@@ -86,6 +86,10 @@ def _find(checkpoint: str, *, download: bool) -> Path:
         return path
     path = Path(checkpoint).expanduser()
     official = OFFICIAL_FILES.get(path.name)
+    if path.is_dir():
+        raise InputError(
+            f"{path}: a folder; folders in transformers' layout need refinement=sam_hq, sam2 or edgetam"
+        )
     if not path.is_file():
         _fetch(path, official, allowed=download)
     elif official is not None and sha256_of(path) != official.sha256:

@@ -252,6 +252,26 @@ def test_absent_objects_leave_the_mask_and_the_rest_stays():
     assert strict.mask().tolist() == [[0, 0]]
 
 
+def test_the_memory_keeps_soft_labels_or_hard_ones():
+    clip = moving_square(size=(47, 63))
+    options = {**OPTIONS, "temperature": 0.5, "top_k": 9}  # soft enough that the two differ
+    soft, hard = (Tracker(ColourBackbone(2), **options, memory_labels=kind) for kind in ("soft", "hard"))
+    predicted = [track(clip, tracker) for tracker in (soft, hard)]
+    assert torch.equal(predicted[0][0].probabilities, predicted[1][0].probabilities)
+    for kept in hard.memory.frames():
+        finest = max(kept.labels, key=len)
+        assert set(finest.unique().tolist()) == {0.0, 1.0}
+        assert (finest.sum(-1) == 1).all()
+    first = predicted[1][0].probabilities
+    assert torch.equal(hard.memory.frames()[0].labels[0].argmax(-1), first.argmax(0))
+    for kept in soft.memory.frames():
+        assert torch.equal(kept.labels[0], predicted[0][kept.index].probabilities.permute(1, 2, 0))
+    last = [labels[-1].probabilities for labels in predicted]
+    assert not torch.allclose(*last, atol=1e-3)
+    with pytest.raises(OptionError, match="memory_labels=sharp: allowed is soft, hard"):
+        Tracker(ColourBackbone(), memory_labels="sharp")
+
+
 def test_memory_rejects_a_negative_length():
     with pytest.raises(OptionError, match="memory_frames"):
         Memory(-1)

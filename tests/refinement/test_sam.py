@@ -211,7 +211,7 @@ def test_large_activations_in_the_neck_stay_finite_in_float16():
     assert torch.allclose(half, exact, atol=0.02)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in REFINEMENTS.glob("*.yaml")))
+@pytest.mark.parametrize("name", ["grabcut", "none", "sam", "sam_tiny"])
 def test_every_configuration_accepts_a_device(name):
     config = OmegaConf.merge({"seed": 0}, {"refinement": OmegaConf.load(REFINEMENTS / f"{name}.yaml")})
     changes = {"checkpoint": "embedded:sam_tiny"} if name == "sam" else {}
