@@ -199,6 +199,7 @@ class Propagation(TypedDict, total=False):
     top_k: Count | None
     radius: Whole | None
     memory_frames: Whole
+    memory_labels: Literal["soft", "hard"]
     min_confidence: Share
     seed: Seed
 
@@ -210,6 +211,7 @@ class Backbone(TypedDict, total=False):
     checkpoint: Annotated[Text, in_words("a folder, a file, a Hub id, or embedded:NAME")]
     revision: Text | None
     config: Text | None
+    family: Text | None
     lora: Text | None
     prediction_type: Literal["epsilon", "v_prediction"] | None
     layers: Layers | None
@@ -305,12 +307,9 @@ class GrabCut(Gates, total=False):
 
 
 @with_config(_strict)
-class SegmentAnything(Gates, total=False):
-    """`refinement=sam` and `refinement=sam_tiny`."""
+class Prompted(Gates, total=False):
+    """Refinement by a model that is prompted."""
 
-    checkpoint: Annotated[Text, in_words("a file, or embedded:sam_tiny")]
-    size: Literal["vit_b", "vit_l", "vit_h", "tiny"] | None
-    download: bool
     precision: Precision
     box: bool
     margin: NonNegative
@@ -320,6 +319,24 @@ class SegmentAnything(Gates, total=False):
     mask_limit: NonNegative
     score_weight: Share
     seed: Seed
+
+
+@with_config(_strict)
+class SegmentAnything(Prompted, total=False):
+    """`refinement=sam` and `refinement=sam_tiny`."""
+
+    checkpoint: Annotated[Text, in_words("a file, or embedded:sam_tiny")]
+    size: Literal["vit_b", "vit_l", "vit_h", "tiny"] | None
+    download: bool
+
+
+@with_config(_strict)
+class TransformersSam(Prompted, total=False):
+    """`refinement=sam_hq`, `refinement=sam2` and `refinement=edgetam`."""
+
+    family: Literal["sam_hq", "sam2", "edgetam"]
+    checkpoint: Annotated[Text, in_words("a folder or a Hub id")]
+    revision: Text | None
 
 
 @with_config(_open)
@@ -398,6 +415,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "refinement": {
         "drift.refinement.grabcut_refiner": GrabCut,
         "drift.refinement.load_refiner": SegmentAnything,
+        "drift.refinement.load_transformers_refiner": TransformersSam,
         "drift.refinement.no_refiner": NoOptions,
     },
     "trainer": {"lightning.Trainer": Trainer},
