@@ -20,7 +20,7 @@ from drift.noising.schedule import last_timestep
 
 __all__ = ["LayerSummary", "Summary", "describe"]
 
-_NOISES = ("none", "gaussian", "ddim_inversion")
+_NOISES = ("none", "gaussian", "inversion")
 
 
 @dataclass(frozen=True)

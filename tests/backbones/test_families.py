@@ -13,13 +13,13 @@ from examples import moving_square
 from small_models import CHECKPOINTS
 
 from drift import (
-    DDIMInversion,
     Gaussian,
+    LatentInversion,
     NoNoise,
     PromptOptions,
     TextualInversion,
-    ddim_invert,
     fit,
+    invert_latents,
     load_backbone,
 )
 from drift.backbones.capture import Block, capture, self_attention
@@ -261,7 +261,7 @@ def test_inversion_of_a_rectified_flow_and_sampling_return_the_latents(load, nam
     latents = backbone.encode(frames(batch=1))
     errors = []
     for steps in (5, 125):
-        noisy = ddim_invert(
+        noisy = invert_latents(
             latents,
             lambda z, t: backbone.denoise(z, t, backbone._prompt),
             backbone.scheduler,
@@ -289,7 +289,9 @@ def test_timesteps_of_a_rectified_flow_reach_pure_noise(load, name):
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
-@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(2), DDIMInversion(2)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "noise", [NoNoise(), Gaussian(2), LatentInversion(2)], ids=lambda n: type(n).__name__
+)
 def test_every_noise_is_possible(load, name, noise):
     backbone = load(name, noise=noise)
     once, again = (backbone.features(frames(), generator(5))[-1].queries for _ in range(2))
