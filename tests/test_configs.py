@@ -45,6 +45,10 @@ def small(checkpoint, small_checkpoint, tmp_path_factory):
     """The override that replaces a backbone by a small random one of its family."""
 
     def override(backbone):
+        if backbone == "ensemble":
+            sd, dino = (override(member).partition("=")[2] for member in ("sd21", "dinov2"))
+            members = f"sd:{{checkpoint:{sd},layers:[up_blocks.2]}},dino:{{checkpoint:{dino},layers:[encoder.layer.0]}}"
+            return f"backbone.members={{{members}}}"
         if backbone in ENCODER_FAMILIES:
             path = tmp_path_factory.mktemp(backbone)
             checkpoint_of = write_encoder(path, ENCODER_FAMILIES[backbone], width=8, layers=1, heads=2)
@@ -77,7 +81,9 @@ def test_all_groups_are_tested():
 def test_backbones_are_built(small, name):
     config = composed(f"backbone={name}", small(name))
     backbone = build(config, "backbone")
-    if config.backbone.layers is None:
+    if name == "ensemble":
+        assert list(backbone.layers) == ["sd/up_blocks.2", "dino/encoder.layer.0"]
+    elif config.backbone.layers is None:
         assert [name.rpartition(".")[2] for name in backbone.layers] == ["0"]
     else:
         assert list(backbone.layers) == list(config.backbone.layers)
@@ -309,6 +315,7 @@ def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
         "tiny": ("attention", 0.1125, 3, 5, 14),
         "dinov3": ("cosine", 0.2, 5, 12, 7),
+        "ensemble": ("cosine", 0.2, 15, 15, 28),
         "siglip2": ("cosine", 0.2, 5, 12, 7),
         "adm": ("cosine", 0.1, 10, 15, 28),
         **dict.fromkeys(

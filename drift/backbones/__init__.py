@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from drift.backbones.interface import AttentionPass, Backbone, Features, PromptBackbone, as_prompt_backbone
 
 if TYPE_CHECKING:
+    from drift.backbones.ensemble import Ensemble, load_ensemble
     from drift.backbones.loading import load_backbone
     from drift.backbones.stable_diffusion import StableDiffusion
     from drift.backbones.summary import Summary, describe
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionPass",
     "Backbone",
+    "Ensemble",
     "Features",
     "PromptBackbone",
     "StableDiffusion",
@@ -22,10 +24,13 @@ __all__ = [
     "as_prompt_backbone",
     "describe",
     "load_backbone",
+    "load_ensemble",
 ]
 
 _LAZY = {
+    "Ensemble": "ensemble",
     "load_backbone": "loading",
+    "load_ensemble": "ensemble",
     "StableDiffusion": "stable_diffusion",
     "Summary": "summary",
     "describe": "summary",
