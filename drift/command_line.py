@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -230,6 +231,7 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         sys.argv[1:] = prepared_words(sys.argv[1:], config_dir)
     except DriftError as error:
         return _fail(str(error))
+    start = time.time()
     end_with_parent()
     OmegaConf.register_new_resolver("workers", workers, replace=True)
     _prepare_process()
@@ -266,8 +268,8 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         with suppress(OSError):
             if _in_sweep():
                 (folder / ERROR_FILE).write_text(f"{line}\n", encoding="utf-8")
-            else:
-                folder.rmdir()  # if Hydra made it for nothing
+            elif folder.stat().st_ctime >= start:
+                folder.rmdir()  # that Hydra made, if it is empty
 
     try:
         main()

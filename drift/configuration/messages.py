@@ -35,6 +35,8 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
         unknown = re.search(r"Could not override '([^'@]+)", str(error))
         if unknown:
             return _explain_unknown(unknown.group(1), config_dir, config_name)
+    if "'${output.dir}'" in str(error):  # hydra.run.dir, which is never null
+        return "output.dir=null: allowed is a folder"
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 import evaluate
 from drift.command_line import run
+from drift.configuration import groups
 from drift.configuration.checking import check, shown
 from drift.configuration.contradictions import group_at
 from drift.configuration.groups import GROUPS, Configuration, Output
@@ -249,6 +250,28 @@ def test_a_group_with_a_target_of_ones_own_takes_any_options():
     check({**settings, "propagation": own, "mine": {"x": 1}})
     with pytest.raises(DriftError, match="temperature=hot"):
         check({**settings, "propagation": {**settings["propagation"], "temperature": "hot"}})
+
+
+def test_choices_are_those_of_the_library():
+    """They are stated in `groups` too, as the library's modules are heavy to import."""
+    from drift.backbones.stable_diffusion_checkpoints import _PREDICTION_TYPES
+    from drift.formats import FORMATS
+    from drift.precision import PRECISIONS
+    from drift.propagation.heads import AFFINITIES, HEADS
+    from drift.refinement.architectures import OFFICIAL_SIZES
+
+    def stated(kind: Any, key: str) -> tuple[str, ...]:
+        kind = get_type_hints(kind, include_extras=True)[key]
+        literal = next(one for one in (kind, *get_args(kind)) if get_origin(one) is Literal)
+        return get_args(literal)
+
+    formats = get_type_hints(Output)["formats"]
+    assert get_args(get_args(formats)[0]) == FORMATS
+    assert stated(groups.Propagation, "affinity") == AFFINITIES
+    assert stated(groups.Propagation, "heads") == HEADS
+    assert stated(groups.Backbone, "precision") == PRECISIONS
+    assert set(stated(groups.Backbone, "prediction_type")) == set(_PREDICTION_TYPES)
+    assert set(stated(groups.SegmentAnything, "size")) == {*OFFICIAL_SIZES, "tiny"}
 
 
 def test_values_are_shown_as_they_are_written():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,10 @@ def test_a_failing_command_leaves_no_folder(command, tmp_path):
     for wrong in ("propagation.min_confidence=7", "backbone.layers=[x]"):
         assert command(wrong)[0] == 2
         assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()  # but not one that was there
+    time.sleep(0.1)
+    assert command("propagation.min_confidence=7")[0] == 2
+    assert (tmp_path / "out").is_dir()
 
 
 def test_two_runs_in_one_folder_are_told_apart(command, tmp_path):
