@@ -21,12 +21,12 @@ def group_at(settings: Settings, path: str, target: str = "") -> Settings:
 
 
 def _inversion_takes_steps_up_to_the_timestep(settings: Settings) -> None:
-    noise = group_at(settings, "backbone.noise", ".DDIMInversion")
+    noise = group_at(settings, "backbone.noise", ".LatentInversion")
     timestep = settings.get("backbone", {}).get("timestep")
     if not noise or not isinstance(timestep, int):
         return
     if timestep < 1:
-        raise OptionError("backbone.timestep", timestep, "1 or more with noise=ddim_inversion")
+        raise OptionError("backbone.timestep", timestep, "1 or more with noise=inversion")
     if noise.get("steps", 1) > timestep:
         raise OptionError(
             "noise.steps", noise["steps"], f"a whole number from 1 to backbone.timestep={timestep}"

@@ -183,8 +183,8 @@ class Gaussian(TypedDict, total=False):
 
 
 @with_config(_strict)
-class DDIMInversion(TypedDict, total=False):
-    """`noise=ddim_inversion`."""
+class LatentInversion(TypedDict, total=False):
+    """`noise=inversion`."""
 
     steps: Count
 
@@ -395,7 +395,7 @@ GROUPS: dict[str, dict[str, Any]] = {
         "datamodules.youtube_vos.YouTubeVos": YouTubeVos,
     },
     "noise": {
-        "drift.noising.DDIMInversion": DDIMInversion,
+        "drift.noising.LatentInversion": LatentInversion,
         "drift.noising.Gaussian": Gaussian,
         "drift.noising.NoNoise": NoOptions,
     },

@@ -176,8 +176,8 @@ VIDEO = ["data=video", "data.path=clip.mp4"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["noise=ddim_inversion", "noise.steps=21"], r"noise.steps=21: .* from 1 to backbone.timestep=20"),
-        (["noise=ddim_inversion", "backbone.timestep=0"], "backbone.timestep=0: allowed is 1 or more"),
+        (["noise=inversion", "noise.steps=21"], r"noise.steps=21: .* from 1 to backbone.timestep=20"),
+        (["noise=inversion", "backbone.timestep=0"], "backbone.timestep=0: allowed is 1 or more"),
         (
             [
                 "noise=none",
