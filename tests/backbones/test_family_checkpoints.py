@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import evaluate
-from drift.backbones import checkpoint_files, describe, load_backbone
+from drift.backbones import checkpoint_files, describe, load_backbone, prompts
 from drift.backbones.__main__ import main
 from drift.backbones.families import families
 from drift.errors import InputError, OptionError
@@ -191,6 +191,16 @@ def test_a_missing_part_that_is_needed_is_named(copied, name, part):
     folder = copied(name)
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=rf"lacks {part} of diffusers' layout"):
+        load(folder)
+
+
+def test_a_tokenizer_of_sentencepiece_names_the_package(copied, monkeypatch):
+    folder = copied("pixart")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
+    monkeypatch.setattr(prompts, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"tokenizer: has no tokenizer.json and needs the package sentencepiece; pip"
+    ):
         load(folder)
 
 
