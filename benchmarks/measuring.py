@@ -8,14 +8,27 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["arguments", "paired_seconds", "peak_process_bytes", "report", "write_json"]
+from drift.stopwatch import Stopwatch
+
+__all__ = [
+    "InlineExecutor",
+    "MemoryWatch",
+    "arguments",
+    "paired_seconds",
+    "peak_process_bytes",
+    "report",
+    "write_json",
+]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -57,6 +70,56 @@ def peak_process_bytes(module: str, *words: str) -> int:
         [sys.executable, "-c", code, module, *words], capture_output=True, text=True, check=True
     )
     return int(done.stdout.rsplit("peak ", 1)[1])
+
+
+class InlineExecutor(ThreadPoolExecutor):
+    """Runs what is submitted at once, in the calling thread."""
+
+    def submit(self, function, /, *arguments, **options):  # type: ignore[no-untyped-def]
+        """A future that is done."""
+        future: Future = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
+class MemoryWatch(Stopwatch):
+    """A stopwatch that measures memory instead: the peak of what each stage allocates beside what it finds.
+
+    On a GPU from PyTorch's allocator; on a CPU from its profiler, which sees one thread: use `InlineExecutor`.
+
+    Attributes:
+        bytes: largest peak of each stage so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.bytes: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Keeps the peak of the block for `name`."""
+        if self.device is not None and self.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+        else:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+                yield
+            peak = _peak_of(profiled)
+        self.bytes[name] = max(peak, self.bytes.get(name, 0))
+
+
+def _peak_of(profiled: profile) -> int:
+    assert profiled.profiler is not None
+    results = profiled.profiler.kineto_results
+    assert results is not None
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    allocated = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()  # type: ignore[attr-defined]
+        peak = max(peak, allocated)
+    return peak
 
 
 def report(title: str, figures: Mapping[str, float | int | str], path: Path | None) -> None:

@@ -3,15 +3,17 @@
 Rows, on a folder in DAVIS-2016's layout, in one run: the first mask copied; the mask warped from frame to frame by
 dense optical flow (OpenCV DIS, medium); and label propagation, with options tuned for each row, on colour patches, on
 the model with random weights, on ImageNet features (EfficientNet-lite0), and on the embedded model, by cosine
-similarity and by attention.
+similarity and by attention. `benchmarks.models` compares other models in the same way.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,29 +23,41 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.measuring import arguments, write_json
+from benchmarks.measuring import InlineExecutor, MemoryWatch, arguments, write_json
 from benchmarks.wrapping import SharedFeatures
-from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
+from benchmarks.yardsticks import (
+    ColourPatches,
+    ImageNetFeatures,
+    Latents,
+    copy_first_mask,
+    warp_by_flow,
+)
 from datamodules.davis import Davis2016
 from drift.backbones import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
-from drift.propagation import Tracker
+from drift.propagation import Tracker, kernel
 from drift.stopwatch import Stopwatch
 
 __all__ = [
     "IMAGENET",
     "IMAGENET_BLOCKS",
+    "LATENTS",
     "PATCHES",
     "Figures",
     "Row",
+    "Tracked",
     "composed",
+    "draw",
+    "flat_figures",
     "main",
     "options_of_tracker",
+    "print_table",
     "randomised",
     "rows",
     "run_rows",
+    "yardsticks",
 ]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,6 +73,8 @@ PATCHES = {
 IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 6, "memory_frames": 14}
 IMAGENET_BLOCKS = (4, 10)
 """Options of the rows that have no configuration, found by `python -m benchmarks.tuning`."""
+LATENTS = {**PATCHES, "temperature": 0.05}
+"""Options of latents: those of colours, with a temperature for a variance of 1. Not tuned."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +94,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Figures:
-    """Scores of a row, and seconds per frame for features and for propagation."""
+    """Scores of a row, and seconds and peak bytes per frame for features and for propagation.
+
+    Bytes are those allocated beside weights and memory; 0 for a row without tracker.
+    """
 
     scores: DavisScores
     feature_seconds: float
     propagation_seconds: float
+    feature_bytes: int = 0
+    propagation_bytes: int = 0
 
 
-def tracked(
-    backbone: Backbone, options: Mapping[str, Any]
-) -> Callable[[Clip, Stopwatch], Iterator[np.ndarray]]:
-    def masks(clip: Clip, stopwatch: Stopwatch) -> Iterator[np.ndarray]:
-        tracker = Tracker(backbone, **options, stopwatch=stopwatch)
+@dataclass(frozen=True)
+class Tracked:
+    """The masks of a tracker with these options."""
+
+    backbone: Backbone
+    options: Mapping[str, Any]
+
+    def __call__(self, clip: Clip, stopwatch: Stopwatch) -> Iterator[np.ndarray]:
+        """See `Row`."""
+        tracker = Tracker(self.backbone, **self.options, stopwatch=stopwatch)
         for index in range(len(clip)):
             yield tracker.step(clip.frames[index], clip.given.get(index)).mask().numpy()
 
-    return masks
+    def peak_bytes(self, clip: Clip, frames: int = 3) -> dict[str, int]:
+        """Peak memory of the stages over the first frames of a clip, on one thread."""
+        watch, threads = MemoryWatch(self.backbone.device), torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with patch.object(kernel, "ThreadPoolExecutor", InlineExecutor):
+                for _ in itertools.islice(self(clip, watch), frames):
+                    pass
+        finally:
+            torch.set_num_threads(threads)
+        return watch.bytes
 
 
 def _untracked(method: Callable[[Clip], Iterator[np.ndarray]]) -> Callable[..., Iterator[np.ndarray]]:
@@ -141,13 +177,12 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
         if features not in backbones:
             backbone = build(config, "backbone")
             backbones[features] = SharedFeatures(randomised(backbone) if features == "random" else backbone)
-        return Row(name, features, tracked(backbones[features], options_of_tracker(config)))
+        return Row(name, features, Tracked(backbones[features], options_of_tracker(config)))
 
+    fixed = yardsticks()
     makers: dict[str, Callable[[], Row]] = {
-        "copy": lambda: Row("copy", "", _untracked(copy_first_mask)),
-        "flow": lambda: Row("flow", "", _untracked(warp_by_flow)),
-        "colour": lambda: Row("colour", "colour", tracked(ColourPatches(), PATCHES)),
-        "imagenet": lambda: Row("imagenet", "imagenet", tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)),
+        **{name: fixed[name] for name in ("copy", "flow", "colour")},
+        "imagenet": lambda: replace(fixed["efficientnet"](), name="imagenet"),
         "random": lambda: model("random", "random"),
         "cosine": lambda: model("cosine", "model", "propagation=tiny_cosine"),
         "attention": lambda: model("attention", "model"),
@@ -158,10 +193,39 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
     return [makers[name]() for name in names or makers]
 
 
-def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
-    """Scores and times of all rows. The rows process each frame in turn, so that features are shared."""
+def yardsticks() -> dict[str, Callable[[], Row]]:
+    """Makers of the rows that every model is compared with: methods without a model, and simple features."""
+
+    def embedded() -> Any:
+        return build(composed(), "backbone")
+
+    return {
+        "copy": lambda: Row("copy", "", _untracked(copy_first_mask)),
+        "flow": lambda: Row("flow", "", _untracked(warp_by_flow)),
+        "colour": lambda: Row("colour", "colour", Tracked(ColourPatches(), PATCHES)),
+        "latents": lambda: Row("latents", "latents", Tracked(Latents(embedded()), LATENTS)),
+        "efficientnet": lambda: Row(
+            "efficientnet", "efficientnet", Tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)
+        ),
+        "random": lambda: Row(
+            "random", "random", Tracked(randomised(embedded()), options_of_tracker(composed()))
+        ),
+    }
+
+
+def run_rows(
+    chosen: list[Row], data: Davis2016, *, device: torch.device | None = None, memory: bool = False
+) -> dict[str, Figures]:
+    """Scores and times of all rows. The rows process each frame in turn, so that features are shared.
+
+    Args:
+        chosen: the rows.
+        data: the clips.
+        device: accelerator that the rows compute on, to wait for; None for the CPU.
+        memory: whether to measure peak memory too, on the first frames of the first clip.
+    """
     scores = {row.name: DavisScore(data.sequences) for row in chosen}
-    watches = {row.name: Stopwatch() for row in chosen}
+    watches = {row.name: Stopwatch(device) for row in chosen}
     frames = 0
     for clip in track(list(data.predict_dataloader()), description="clips", transient=True):
         masks = {row.name: row.masks(clip, watches[row.name]) for row in chosen}
@@ -182,7 +246,11 @@ def run_rows(chosen: list[Row], data: Davis2016) -> dict[str, Figures]:
     for row in chosen:
         features = watches[computes[row.features]].seconds["features"] / frames
         kernel = watches[row.name].seconds["kernel"] / frames
-        figures[row.name] = Figures(scores[row.name].compute(), features, kernel)
+        peaks: dict[str, int] = {}
+        if memory and isinstance(row.masks, Tracked):
+            peaks = row.masks.peak_bytes(next(iter(data.predict_dataloader())))
+        bytes_of = peaks.get("features", 0), peaks.get("kernel", 0)
+        figures[row.name] = Figures(scores[row.name].compute(), features, kernel, *bytes_of)
     return figures
 
 
@@ -198,13 +266,14 @@ def main() -> None:
     keep_freed_memory()
     data = Davis2016(options.root, sequences=options.sequences)
     figures = run_rows(rows(options.rows, options.overrides), data)
-    _print_table(figures)
-    write_json({"sequences": float(len(data.sequences)), **_flat(figures)}, options.json)
+    print_table(figures)
+    write_json({"sequences": float(len(data.sequences)), **flat_figures(figures)}, options.json)
     if options.figure is not None:
-        _draw(figures, options.figure)
+        draw(figures, options.figure)
 
 
-def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
+def flat_figures(figures: Mapping[str, Figures]) -> dict[str, float]:
+    """The figures by name and row, for JSON; megabytes are left out where they were not measured."""
     flat: dict[str, float] = {}
     for name, row in figures.items():
         flat |= {
@@ -215,11 +284,15 @@ def _flat(figures: Mapping[str, Figures]) -> dict[str, float]:
             f"propagation_seconds_{name}": row.propagation_seconds,
             f"seconds_per_frame_{name}": row.feature_seconds + row.propagation_seconds,
         }
+        if row.feature_bytes:
+            flat[f"feature_megabytes_{name}"] = row.feature_bytes / 1e6
+            flat[f"propagation_megabytes_{name}"] = row.propagation_bytes / 1e6
         flat |= {f"J&F_{name}_{score.sequence}": score.j_and_f for score in row.scores.sequences}
     return flat
 
 
-def _print_table(figures: Mapping[str, Figures]) -> None:
+def print_table(figures: Mapping[str, Figures]) -> None:
+    """Prints J&F by clip, means, seconds and megabytes per frame."""
     table = Table("sequence", title="J&F by sequence, means, and seconds per frame")
     for name in figures:
         table.add_column(name, justify="right")
@@ -228,13 +301,19 @@ def _print_table(figures: Mapping[str, Figures]) -> None:
             first.sequence, *(f"{row.scores.sequences[place].j_and_f:.3f}" for row in figures.values())
         )
     table.add_section()
-    flat = _flat(figures)
+    flat = flat_figures(figures)
     for figure in ("J", "F", "J&F", "feature_seconds", "propagation_seconds"):
         table.add_row(figure.replace("_", " "), *(f"{flat[f'{figure}_{name}']:.3f}" for name in figures))
+    for figure in ("feature_megabytes", "propagation_megabytes"):
+        if any(f"{figure}_{name}" in flat for name in figures):
+            values = (flat.get(f"{figure}_{name}") for name in figures)
+            table.add_row(
+                figure.replace("_", " "), *("" if value is None else f"{value:.0f}" for value in values)
+            )
     Console().print(table)
 
 
-def _draw(figures: Mapping[str, Figures], path: Path) -> None:
+def draw(figures: Mapping[str, Figures], path: Path) -> None:
     """Plots J&F by sequence and row, with the means of the rows in the legend."""
     ranked = sorted(figures, key=lambda name: figures[name].scores.j_and_f)
     sequences = figures[ranked[-1]].scores.sequences

@@ -12,10 +12,10 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.backbones import Features
+from drift.backbones import Features, PromptBackbone
 from drift.clip import Clip
 
-__all__ = ["ColourPatches", "ImageNetFeatures", "copy_first_mask", "warp_by_flow"]
+__all__ = ["ColourPatches", "ImageNetFeatures", "Latents", "copy_first_mask", "warp_by_flow"]
 
 
 def copy_first_mask(clip: Clip) -> Iterator[np.ndarray]:
@@ -61,11 +61,43 @@ class ColourPatches:
         cross: Collection[str] = (),
     ) -> list[Features]:
         """See `Backbone`."""
-        tokens = F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4).permute(0, 2, 3, 1)
-        squares = tokens.square().sum(-1, keepdim=True)
-        queries = torch.cat([2 * tokens, torch.ones_like(squares)], dim=-1)
-        keys = torch.cat([tokens, -squares], dim=-1)
-        return [Features("patches", queries[:, None], keys[:, None], tokens)]
+        return [_by_distance("patches", F.pixel_unshuffle(F.avg_pool2d(frames, 2), 4))]
+
+
+class Latents:
+    """Clean latents of a diffusion model, compared by squared distance as `ColourPatches`; a `Backbone`.
+
+    Args:
+        backbone: encodes frames.
+    """
+
+    layers: Mapping[str, int] = {"latents": 1}
+
+    def __init__(self, backbone: PromptBackbone) -> None:
+        self.backbone = backbone
+        self.device, self.stride = backbone.device, backbone.stride
+        self.description: Mapping[str, object] = {"latents of": dict(backbone.description)}
+
+    @torch.no_grad()
+    def features(
+        self,
+        frames: Tensor,
+        generator: torch.Generator,
+        *,
+        prompt: Tensor | None = None,
+        cross: Collection[str] = (),
+    ) -> list[Features]:
+        """See `Backbone`."""
+        return [_by_distance("latents", self.backbone.encode(frames.to(self.device)).float())]
+
+
+def _by_distance(layer: str, maps: Tensor) -> Features:
+    """Features of `(batch, channels, rows, columns)` whose logits are the negative squared distances over √dim."""
+    tokens = maps.permute(0, 2, 3, 1)
+    squares = tokens.square().sum(-1, keepdim=True)
+    queries = torch.cat([2 * tokens, torch.ones_like(squares)], dim=-1)
+    keys = torch.cat([tokens, -squares], dim=-1)
+    return Features(layer, queries[:, None], keys[:, None], tokens)
 
 
 class ImageNetFeatures:

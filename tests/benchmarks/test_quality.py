@@ -12,7 +12,7 @@ import torch
 from examples import CUTOUTS, GROUNDS, NAMES, Clips, moving_square, write_davis
 
 from benchmarks import pointing, quality, tuning
-from benchmarks.quality import PATCHES, Row, run_rows, tracked
+from benchmarks.quality import PATCHES, Row, Tracked, run_rows
 from benchmarks.wrapping import SharedFeatures
 from benchmarks.yardsticks import ColourPatches, ImageNetFeatures, copy_first_mask, warp_by_flow
 from drift.backbones import load_backbone
@@ -65,8 +65,8 @@ def test_rows_are_scored_and_timed_together():
     clips = Clips(moving_square(4, name="a"), moving_square(5, name="b"))
     shared = SharedFeatures(ColourPatches())
     chosen = [
-        Row("first", "colour", tracked(shared, PATCHES)),
-        Row("second", "colour", tracked(shared, PATCHES | {"top_k": 1, "radius": 0})),
+        Row("first", "colour", Tracked(shared, PATCHES)),
+        Row("second", "colour", Tracked(shared, PATCHES | {"top_k": 1, "radius": 0})),
         Row("copy", "", lambda clip, stopwatch: copy_first_mask(clip)),
     ]
     figures = run_rows(chosen, clips)
@@ -89,9 +89,9 @@ class NoisyPatches(ColourPatches):
 
 def test_shared_features_are_computed_once_and_are_those_of_a_tracker_alone():
     clip, noisy = moving_square(4), NoisyPatches()
-    alone = list(tracked(NoisyPatches(), PATCHES)(clip, Stopwatch()))
+    alone = list(Tracked(NoisyPatches(), PATCHES)(clip, Stopwatch()))
     shared = SharedFeatures(noisy)
-    pairs = zip(*(tracked(shared, PATCHES)(clip, Stopwatch()) for _ in range(2)), strict=True)
+    pairs = zip(*(Tracked(shared, PATCHES)(clip, Stopwatch()) for _ in range(2)), strict=True)
     for mask, (first, second) in zip(alone, pairs, strict=True):
         assert np.array_equal(mask, first)
         assert np.array_equal(mask, second)
@@ -110,7 +110,7 @@ def test_the_search_varies_one_option_at_a_time_and_scores_as_a_run_does():
         assert sum(options[name] != best[name] for name in best) <= 2, "at most the option that is varied"
         if result > top:
             best, top = options, result
-    masks = list(tracked(ColourPatches(), best)(clip, Stopwatch()))
+    masks = list(Tracked(ColourPatches(), best)(clip, Stopwatch()))
     score = DavisScore(["square"])
     for index, mask in enumerate(masks):
         truth = torch.from_numpy(clip.truth[index])

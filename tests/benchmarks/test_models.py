@@ -1,0 +1,57 @@
+"""Models side by side, and the peak memory of a stage."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from examples import moving_square, write_davis, write_encoder
+
+from benchmarks import models
+from benchmarks.measuring import MemoryWatch
+
+
+def test_yardsticks_and_models_are_compared_in_one_run(tmp_path, monkeypatch, capsys):
+    root = write_davis(tmp_path / "data", {"ant": moving_square(4, (64, 96), name="ant")}, binary=True)
+    encoder = f"dinov2:backbone.checkpoint={write_encoder(tmp_path / 'dinov2', 'dinov2')}"
+    compared = [
+        "copy",
+        "colour",
+        "latents",
+        "efficientnet",
+        encoder,
+        "tiny:propagation.memory_labels=hard",
+        "tiny",
+    ]
+    files = ["--json", str(tmp_path / "m.json"), "--figure", str(tmp_path / "m.png")]
+    monkeypatch.setattr(sys, "argv", ["models", str(root), "--models", ",".join(compared), *files])
+    models.main()
+    figures = json.loads((tmp_path / "m.json").read_text())
+    for name in compared:
+        assert figures[f"J&F_{name}"] == pytest.approx((figures[f"J_{name}"] + figures[f"F_{name}"]) / 2)
+        assert figures[f"seconds_per_frame_{name}"] > 0
+    assert figures["J&F_tiny"] > figures["J&F_copy"]
+    assert "feature_megabytes_copy" not in figures
+    assert figures["feature_megabytes_tiny"] > figures["feature_megabytes_colour"] > 0
+    assert figures["propagation_megabytes_tiny"] > 0
+    printed = capsys.readouterr().out
+    assert "megabytes" in printed
+    assert "ant" in printed
+    assert (tmp_path / "m.png").stat().st_size > 1000
+    monkeypatch.setattr(sys, "argv", ["models", str(root), "--models", "sd9"])
+    with pytest.raises(SystemExit, match="^unknown model sd9; expected copy, flow, .* tiny$"):
+        models.main()
+
+
+def test_the_peak_of_a_stage_is_what_it_holds_at_once():
+    watch, kept = MemoryWatch(torch.device("cpu")), []
+    for numbers in (1000, 3000, 2000):
+        with watch.stage("features"):
+            first = torch.zeros(numbers)
+            second = first + 1
+            del first
+            kept.append(second + 1)
+            del second
+    assert watch.bytes["features"] == pytest.approx(2 * 3000 * 4, rel=0.05)
