@@ -2,7 +2,7 @@
 
 ROOT is a folder in DAVIS-2016's layout. A model is a choice of `backbone=`, with the noise and propagation options that
 it brings, followed by Hydra overrides after colons (`sd21:backbone.checkpoint=FOLDER:propagation=dift`); or one of the
-yardsticks `copy`, `flow`, `colour`, `latents` (of the embedded model's autoencoder), `efficientnet` and `random`, see
+yardsticks `copy`, `flow`, `colour`, `latents` (of the embedded model), `teacher`, `efficientnet` and `random`, see
 `benchmarks.quality`. For each: J, F, J&F, and seconds and peak memory per frame, of features and propagation apart.
 
 `python evaluate.py -m experiment=grid/models` is the same as a sweep, which several processes and GPUs share.

@@ -1,9 +1,10 @@
 """The embedded model beside baselines: `python -m benchmarks.quality ROOT --json FILE --figure FILE`.
 
 Rows, on a folder in DAVIS-2016's layout, in one run: the first mask copied; the mask warped from frame to frame by
-dense optical flow (OpenCV DIS, medium); and label propagation, with options tuned for each row, on colour patches, on
-the model with random weights, on ImageNet features (EfficientNet-lite0), and on the embedded model, by cosine
-similarity and by attention. `benchmarks.models` compares other models in the same way.
+dense optical flow (OpenCV DIS, medium); and label propagation, with options for each row, on colour patches, on the
+model with random weights, on ImageNet features (EfficientNet-lite0), on the embedded model's latents, on the teacher
+that its queries were aligned with, and on the embedded model, by cosine similarity and by attention.
+`benchmarks.models` compares other models in the same way.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.yardsticks import (
     ColourPatches,
     ImageNetFeatures,
     Latents,
+    TeacherFeatures,
     copy_first_mask,
     warp_by_flow,
 )
@@ -41,9 +43,8 @@ from drift.propagation import Tracker, kernel
 from drift.stopwatch import Stopwatch
 
 __all__ = [
-    "IMAGENET",
+    "COSINE",
     "IMAGENET_BLOCKS",
-    "LATENTS",
     "PATCHES",
     "Figures",
     "Row",
@@ -70,11 +71,10 @@ PATCHES = {
     "radius": 5,
     "memory_frames": 14,
 }
-IMAGENET = {"affinity": "cosine", "temperature": 0.04, "top_k": 5, "radius": 6, "memory_frames": 14}
 IMAGENET_BLOCKS = (4, 10)
-"""Options of the rows that have no configuration, found by `python -m benchmarks.tuning`."""
-LATENTS = {**PATCHES, "temperature": 0.05}
-"""Options of latents: those of colours, with a temperature for a variance of 1. Not tuned."""
+COSINE = {"affinity": "cosine", "temperature": 0.08, "top_k": 5, "radius": 16, "memory_frames": 7}
+"""Options of the rows that have no configuration, found by `python -m benchmarks.tuning`; `COSINE`: of `imagenet`,
+`latents` and `teacher`, those of the embedded model at a temperature that suits cosine similarity."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
     """The rows with the given names; None for all. Only the models that they need are loaded.
 
     Args:
-        names: any of `copy`, `flow`, `colour`, `imagenet`, `random`, `cosine`, `attention`.
+        names: any of `copy`, `flow`, `colour`, `imagenet`, `latents`, `teacher`, `random`, `cosine`, `attention`.
         overrides: Hydra overrides of the model's rows.
     """
     backbones: dict[str, Backbone] = {}
@@ -183,6 +183,7 @@ def rows(names: list[str] | None, overrides: list[str]) -> list[Row]:
     makers: dict[str, Callable[[], Row]] = {
         **{name: fixed[name] for name in ("copy", "flow", "colour")},
         "imagenet": lambda: replace(fixed["efficientnet"](), name="imagenet"),
+        **{name: fixed[name] for name in ("latents", "teacher")},
         "random": lambda: model("random", "random"),
         "cosine": lambda: model("cosine", "model", "propagation=tiny_cosine"),
         "attention": lambda: model("attention", "model"),
@@ -203,9 +204,10 @@ def yardsticks() -> dict[str, Callable[[], Row]]:
         "copy": lambda: Row("copy", "", _untracked(copy_first_mask)),
         "flow": lambda: Row("flow", "", _untracked(warp_by_flow)),
         "colour": lambda: Row("colour", "colour", Tracked(ColourPatches(), PATCHES)),
-        "latents": lambda: Row("latents", "latents", Tracked(Latents(embedded()), LATENTS)),
+        "latents": lambda: Row("latents", "latents", Tracked(Latents(embedded()), COSINE)),
+        "teacher": lambda: Row("teacher", "teacher", Tracked(TeacherFeatures(), COSINE)),
         "efficientnet": lambda: Row(
-            "efficientnet", "efficientnet", Tracked(ImageNetFeatures(IMAGENET_BLOCKS), IMAGENET)
+            "efficientnet", "efficientnet", Tracked(ImageNetFeatures(IMAGENET_BLOCKS), COSINE)
         ),
         "random": lambda: Row(
             "random", "random", Tracked(randomised(embedded()), options_of_tracker(composed()))

@@ -14,8 +14,17 @@ from torch.nn import functional as F
 
 from drift.backbones import Features, PromptBackbone
 from drift.clip import Clip
+from pretraining.alignment import Teacher
+from pretraining.autoencoder import load_imagenet
 
-__all__ = ["ColourPatches", "ImageNetFeatures", "Latents", "copy_first_mask", "warp_by_flow"]
+__all__ = [
+    "ColourPatches",
+    "ImageNetFeatures",
+    "Latents",
+    "TeacherFeatures",
+    "copy_first_mask",
+    "warp_by_flow",
+]
 
 
 def copy_first_mask(clip: Clip) -> Iterator[np.ndarray]:
@@ -146,3 +155,33 @@ class ImageNetFeatures:
         tokens = torch.cat(outputs, dim=1).permute(0, 2, 3, 1).contiguous()
         (layer,) = self.layers
         return [Features(layer, tokens[:, None], tokens[:, None], tokens)]
+
+
+class TeacherFeatures:
+    """The teacher of the embedded model, see `pretraining.alignment`, with all its channels; a `Backbone`."""
+
+    stride = 8
+    device = torch.device("cpu")
+    layers: Mapping[str, int] = {"teacher": 1}
+    description: Mapping[str, object] = {"checkpoint": "efficientnet-lite0 at twice the size"}
+
+    def __init__(self) -> None:
+        self.network = Teacher()
+        load_imagenet(self.network.stages)
+
+    def features(
+        self,
+        frames: Tensor,
+        generator: torch.Generator,
+        *,
+        prompt: Tensor | None = None,
+        cross: Collection[str] = (),
+    ) -> list[Features]:
+        """See `Backbone`."""
+        rows, columns = (side // 8 for side in frames.shape[-2:])
+        below, right = (
+            -side % 16 for side in frames.shape[-2:]
+        )  # so that twice the size is a multiple of 32
+        padded = F.pad(frames * 2 - 1, (0, right, 0, below), mode="replicate")
+        tokens = self.network.features(padded)[..., :rows, :columns].permute(0, 2, 3, 1)
+        return [Features("teacher", tokens[:, None], tokens[:, None], tokens)]
