@@ -102,7 +102,7 @@ def test_backbones_are_built(small, name):
     ],
 )
 def test_noise_is_built_and_passed_to_the_backbone(small, name, expected):
-    assert choices("noise") == ["gaussian", "gaussian_ensemble", "inversion", "none"]
+    assert choices("noise") == ["ddim_inversion", "gaussian", "gaussian_ensemble", "inversion", "none"]
     config = composed(f"noise={name}", small("tiny"))
     assert build(config, "noise") == expected
     assert build(config, "backbone").noise == expected
@@ -313,7 +313,7 @@ def test_drift_on_the_embedded_model_is_the_same_method():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
-        "tiny": ("attention", 0.1125, 3, 5, 14),
+        "tiny": ("attention", 0.46, 5, 16, 7),
         "dinov3": ("cosine", 0.2, 5, 12, 7),
         "ensemble": ("cosine", 0.2, 15, 15, 28),
         "siglip2": ("cosine", 0.2, 5, 12, 7),

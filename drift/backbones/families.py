@@ -107,10 +107,10 @@ def _kinds(path: Path) -> Iterator[str]:
 def _declared(module: str) -> Family | None:
     """What the source of a module states; None where it has no `from_checkpoint`."""
     spec = find_spec(f"{_PACKAGE}.{module}")
-    source = spec.loader.get_source(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     checkpoints = {f"model_type {module}": module}
     loads = False
-    for statement in ast.parse(source or "").body:
+    for statement in ast.parse(source).body:
         match statement:
             case ast.FunctionDef(name="from_checkpoint"):
                 loads = True

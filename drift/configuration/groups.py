@@ -218,6 +218,22 @@ class Backbone(TypedDict, total=False):
     timestep: Whole
     noise: Any
     prompt: str
+    label: Whole | None
+    guidance: NonNegative
+    precision: Precision
+    cache: Annotated[Text, in_words("a folder")] | None
+    cache_gigabytes: Positive
+
+
+@with_config(_strict)
+class Ensemble(TypedDict, total=False):
+    """`backbone=ensemble`. The options of its members are checked when they are loaded."""
+
+    members: Annotated[
+        Mapping[Text, Mapping[str, Any]] | Sequence[Mapping[str, Any]],
+        Field(min_length=1),
+        in_words("{NAME: {checkpoint: ..., ...}, ...}, the options of each member"),
+    ]
     precision: Precision
     cache: Annotated[Text, in_words("a folder")] | None
     cache_gigabytes: Positive
@@ -400,7 +416,7 @@ GROUPS: dict[str, dict[str, Any]] = {
         "drift.noising.NoNoise": NoOptions,
     },
     "propagation": {"drift.propagation.Tracker": Propagation},
-    "backbone": {"drift.backbones.load_backbone": Backbone},
+    "backbone": {"drift.backbones.load_backbone": Backbone, "drift.backbones.load_ensemble": Ensemble},
     "adaptation": {"drift.adaptation.Adaptation": Adaptation},
     "adaptation.head_weighting": {
         "drift.adaptation.Fixed": Fixed,

@@ -403,7 +403,7 @@ def test_the_command_lists_layers(capsys):
         for line in lines
     )
     assert main(["embedded:tiny", "timestep=20", 'prompt="dog"', "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["layers"][0]["grid"] == [60, 107]
+    assert json.loads(capsys.readouterr().out)["layers"][-1]["grid"] == [60, 107]
 
 
 @pytest.mark.parametrize(
