@@ -174,14 +174,14 @@ def test_processes_share_a_sweep_and_one_runs_failure_is_told(checkpoint, root, 
 
 
 def test_what_breaks_in_a_run_ends_that_run_only(command, tmp_path, monkeypatch):
-    step = evaluate.TrackingModule.predict_step
+    step = TrackingModule.predict_step
 
     def breaking(self, clip, batch_idx=0):
         if self.make_tracker.keywords["top_k"] == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, clip, batch_idx)
 
-    monkeypatch.setattr(evaluate.TrackingModule, "predict_step", breaking)
+    monkeypatch.setattr(TrackingModule, "predict_step", breaking)
     status, printed, errors = command("-m", "logger=none", "propagation.top_k=3,5", "data.sequences=[bee]")
     assert status == 2
     assert "error: OutOfMemoryError: CUDA out of memory" in errors
@@ -226,6 +226,7 @@ def test_a_sweep_with_an_unknown_key_is_refused_before_anything_runs(command, tm
 CLAIM = """
 import os, pathlib, sys
 from drift.processes import claim_gpu
+from drift.module import TrackingModule
 claim_gpu(pathlib.Path(sys.argv[1]))
 claim_gpu(pathlib.Path(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
