@@ -22,23 +22,22 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from drift.configuration.checking import check
 from drift.configuration.messages import blamed, explain, first_line
 from drift.configuration.words import prepared_words
 from drift.errors import DriftError, InputError, OptionError
 from drift.interrupts import interruptible
 from drift.processes import claim_gpu, end_with_parent, fitting_devices, held, workers
-from drift.reporting.progress import ProgressBars
 from drift.reporting.summary import ERROR_FILE, SweepSummary
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from drift.adaptation import Adaptation
     from drift.backbones import Backbone
     from drift.propagation import PropagationOptions, Tracker
+    from drift.reporting.progress import ProgressBars
 
 __all__ = [
     "Models",
@@ -168,6 +167,9 @@ def start_run(config: DictConfig) -> Run:
         DriftError: an option is not allowed, or a file cannot be used; one line that names it.
     """
     import lightning as L
+    from rich.console import Console
+
+    from drift.reporting.progress import ProgressBars
 
     _quieten_lightning()
     if _folders_would_differ():
@@ -239,6 +241,8 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
 
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     def main(config: DictConfig) -> Any:
+        from drift.configuration.checking import check  # pydantic: --help does without
+
         nonlocal status
         _prepare_process()  # a launcher of sweeps may start new processes
         hydra_config = HydraConfig.get()

@@ -13,7 +13,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from drift.configuration.groups import GROUPS, Output
 from drift.errors import DriftError
 
 __all__ = ["prepared_words"]
@@ -133,6 +132,8 @@ def _masks(value: str) -> str:
 
 def _is_text(key: str) -> bool:
     """Whether the option takes a text and nothing else, or null."""
+    from drift.configuration.groups import GROUPS, Output  # pydantic, which most command lines do without
+
     group, _, option = key.rpartition(".")
     options = {"output": [Output]}.get(group) or [*GROUPS.get(group, {}).values()]
     kinds = [get_type_hints(one, include_extras=True).get(option) for one in options]
