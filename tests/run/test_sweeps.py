@@ -20,6 +20,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 import evaluate
 from drift.command_line import run
+from drift.module import TrackingModule
 from drift.processes import workers
 
 CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 5), ("bee", 4))}
@@ -226,7 +227,6 @@ def test_a_sweep_with_an_unknown_key_is_refused_before_anything_runs(command, tm
 CLAIM = """
 import os, pathlib, sys
 from drift.processes import claim_gpu
-from drift.module import TrackingModule
 claim_gpu(pathlib.Path(sys.argv[1]))
 claim_gpu(pathlib.Path(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
