@@ -20,6 +20,7 @@ from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import drift
+import drift.backbones.feature_autoencoder
 from drift.image_files import read_frame
 
 __all__ = ["losses", "main", "reconstructed", "smoothed"]
@@ -72,11 +73,12 @@ def reconstructed(pipeline: StableDiffusionPipeline, rgb: np.ndarray) -> np.ndar
 
 
 def _draw_losses(training: Path, path: Path) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3), layout="constrained")
     curves = (
         ("denoising", losses(training / "diffusion", "loss")),
-        ("naming", losses(training / "diffusion", "naming")),
-        ("decoder: PSNR of a training batch in dB", losses(training / "decoder", "psnr")),
+        ("alignment: cosine distance", losses(training / "diffusion", "cosine")),
+        ("grounding", losses(training / "diffusion", "grounding")),
+        ("decoder: PSNR in dB", losses(training / "decoder", "psnr")),
     )
     for axis, (title, (steps, values)) in zip(axes, curves, strict=True):
         axis.plot(steps, values, color="0.85", linewidth=0.8)
