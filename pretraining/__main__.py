@@ -19,7 +19,7 @@ from pretraining.alignment import Teacher
 from pretraining.autoencoder import AutoencoderTraining, load_imagenet, set_principal_projection
 from pretraining.diffusion import DiffusionTraining, save_pipeline
 from pretraining.fitting import fit
-from pretraining.pictures import SOURCES, Cutout, load_pictures
+from pretraining.pictures import PACKAGES, Cutout, load_pictures
 from pretraining.scenes import SceneDataset, vocabulary_captions
 from pretraining.text import build_tokenizer
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pretraining",
         description="Train the embedded latent diffusion model. Killed at any moment, the same command goes on.",
-        epilog="The pictures are in scikit-image and in the Debian packages " + ", ".join(SOURCES) + ".",
+        epilog="The pictures are in scikit-image and in the Debian packages " + ", ".join(PACKAGES) + ".",
     )
     parser.add_argument(
         "--pictures", type=Path, default=Path("/"), help="where the packages are installed or unpacked"

@@ -16,7 +16,7 @@ from drift.errors import DriftError
 from drift.refinement.architectures import build_tiny
 from pretraining.fitting import fit
 from pretraining.masked_scenes import MaskedSceneDataset
-from pretraining.pictures import SOURCES, load_pictures
+from pretraining.pictures import PACKAGES, load_pictures
 from pretraining.segmenting import SegmentingTraining, save_half, start_from_imagenet
 
 __all__ = ["main"]
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pretraining.refinement",
         description="Train the embedded Segment Anything model. Killed at any moment, the same command goes on.",
-        epilog="The pictures are in scikit-image and in the Debian packages " + ", ".join(SOURCES) + ".",
+        epilog="The pictures are in scikit-image and in the Debian packages " + ", ".join(PACKAGES) + ".",
     )
     parser.add_argument(
         "--pictures", type=Path, default=Path("/"), help="where the packages are installed or unpacked"
