@@ -104,7 +104,7 @@ def describe(
         >>> summary.choice, summary.stride, summary.prompt
         ('tiny', 8, 'cross-attention')
         >>> summary.layers[-1].name, summary.layers[-1].grid
-        ('up_blocks.2', (8, 12))
+        ('up_blocks.1', (8, 12))
     """
     if len(size) != 2 or min(size) < 1:
         raise OptionError("size", "x".join(map(str, size)), "HEIGHTxWIDTH in pixels")
