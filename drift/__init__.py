@@ -20,7 +20,7 @@ _MODULES = {
         "fit",
     ),
     "drift.backbones": ("Backbone", "Features", "PromptBackbone", "load_backbone"),
-    "drift.noising": ("DDIMInversion", "Gaussian", "NoNoise", "ddim_invert"),
+    "drift.noising": ("LatentInversion", "Gaussian", "NoNoise", "invert_latents"),
     "drift.propagation": ("Adapter", "PropagationOptions", "SoftLabels", "Tracker", "propagate"),
     "drift.refinement": ("load_refiner",),
 }

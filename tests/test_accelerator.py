@@ -19,9 +19,9 @@ from transformers import Dinov2Config, Dinov2Model
 
 from drift import (
     Adaptation,
-    DDIMInversion,
     Gaussian,
     HeadWeighting,
+    LatentInversion,
     Learned,
     NoNoise,
     PromptOptions,
@@ -127,7 +127,7 @@ def test_points_without_objects(load, accelerator):
     assert found[0] == pytest.approx(found[1], abs=0.1)
 
 
-@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(ensemble=2), DDIMInversion(steps=1)], ids=str)
+@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(ensemble=2), LatentInversion(steps=1)], ids=str)
 def test_noise(load, accelerator, noise):
     labels = [track(load(device, noise=noise))[0] for device in (accelerator, CPU)]
     assert_equal(*labels)
@@ -264,7 +264,7 @@ def test_textual_inversion(load, accelerator, name):
 
 
 @pytest.mark.parametrize(
-    ("conditioned", "noise"), [(True, DDIMInversion(steps=1)), (False, Gaussian())], ids=str
+    ("conditioned", "noise"), [(True, LatentInversion(steps=1)), (False, Gaussian())], ids=str
 )
 def test_a_clip_is_adapted_and_tracked(load, accelerator, conditioned, noise, tmp_path):
     """Also an object that appears later, whose slots are learned beside the known ones; and from the file."""

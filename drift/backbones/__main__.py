@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drift.backbones.checkpoint_files import embedded_checkpoints
 from drift.backbones.summary import Summary, describe
@@ -43,7 +44,7 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _option(word: str) -> tuple[str, object]:
+def _option(word: str) -> tuple[str, Any]:
     name, equals, value = word.partition("=")
     if not equals:
         raise OptionError("option", word, "key=value")
@@ -61,7 +62,7 @@ def _print(summary: Summary) -> None:
         f"{summary.parameters / 1e6:.1f} million parameters ({summary.gigabytes:.2f} GB in float32)\n"
         f"layers for frames of {height} x {width} pixels, padded to multiples of {summary.stride}:\n"
     )
-    rows = [("layer", "grid", "heads", "width", "token width", "cross-attention")]
+    rows: list[tuple[str, ...]] = [("layer", "grid", "heads", "width", "token width", "cross-attention")]
     for layer in summary.layers:
         numbers = (layer.heads, layer.width, layer.tokens)
         grid, cross = " x ".join(map(str, layer.grid)), "yes" if layer.cross else ""

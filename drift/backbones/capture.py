@@ -96,13 +96,13 @@ def _watched(module: nn.Module, on_attention: OnCapture) -> Iterator[None]:
             return own(*arguments, **options)
 
     before = vars(module).get("forward")  # where it is watched already
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         del module.forward
         if before is not None:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class DiffusionModel(nn.Module, ABC):
     def __init__(
         self,
         *,
-        denoiser: nn.Module,
+        denoiser: Any,
         scheduler: Any,
         prompt: Float[Tensor, "1 tokens dim"],
         layers: Sequence[str] | None,
@@ -92,8 +92,8 @@ class DiffusionModel(nn.Module, ABC):
         self._freeze()
 
     def _freeze(self) -> None:
-        self.eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+        model: Any = self.eval().requires_grad_(False)
+        model.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
 
     def train(self, mode: bool = True) -> DiffusionModel:
         """Stays in evaluation mode: the model is frozen."""

@@ -10,12 +10,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from drift.backbones.checkpoint_files import load_part
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.joint_attention import JointAttentionModel
-from drift.backbones.prompts import clip_embeddings, t5_dtype, t5_embeddings
+from drift.backbones.prompts import clip_embeddings, load_t5_tokenizer, t5_dtype, t5_embeddings
 from drift.noising import Noise
 from drift.options import non_negative
 
@@ -63,7 +63,7 @@ def from_checkpoint(
     )
     embeddings, _ = t5_embeddings(
         prompt,
-        load_part(folder.path / "tokenizer_2", AutoTokenizer.from_pretrained),
+        load_t5_tokenizer(folder.path / "tokenizer_2"),
         folder.model("text_encoder_2", T5EncoderModel, t5_dtype(dtype)),
         _PROMPT_LENGTH,
     )

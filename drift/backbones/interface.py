@@ -170,5 +170,7 @@ def as_prompt_backbone(backbone: Backbone, option: str, value: object) -> Prompt
     """
     if not hasattr(backbone, "prompt_keys"):
         name = type(getattr(backbone, "backbone", backbone)).__name__  # inside a cache
-        raise OptionError(option, value, f"a value that needs no prompt: {name} has none")
+        raise OptionError(
+            option, value, f"a value that needs no cross-attention to a prompt: {name} has none"
+        )
     return cast(PromptBackbone, backbone)

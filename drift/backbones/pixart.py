@@ -10,12 +10,11 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import T5EncoderModel
 
-from drift.backbones.checkpoint_files import load_part
 from drift.backbones.diffusion import PromptedModel
 from drift.backbones.folders import CheckpointFolder
-from drift.backbones.prompts import t5_dtype, t5_embeddings
+from drift.backbones.prompts import load_t5_tokenizer, t5_dtype, t5_embeddings
 from drift.noising import Noise
 
 __all__ = ["PixArt", "from_checkpoint"]
@@ -58,7 +57,7 @@ def from_checkpoint(
     length = _SIGMA_LENGTH if "Sigma" in str(folder.index.get("_class_name")) else _ALPHA_LENGTH
     embeddings, mask = t5_embeddings(
         prompt.lower().strip(),  # as the captions that it was trained with
-        load_part(path / "tokenizer", AutoTokenizer.from_pretrained),
+        load_t5_tokenizer(path / "tokenizer"),
         folder.model("text_encoder", T5EncoderModel, t5_dtype(dtype)),
         length,
         masked=True,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import AutoTokenizer
 
-__all__ = ["clip_embeddings", "padded_to", "t5_dtype", "t5_embeddings"]
+from drift.backbones.checkpoint_files import load_part
+from drift.errors import InputError
+
+__all__ = ["clip_embeddings", "load_t5_tokenizer", "padded_to", "t5_dtype", "t5_embeddings"]
 
 
 @torch.no_grad()
@@ -17,6 +23,19 @@ def clip_embeddings(prompt: str, tokenizer: Any, encoder: Any) -> Any:
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return encoder.eval()(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+
+
+def load_t5_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a T5 encoder.
+
+    Raises:
+        InputError: it is damaged, or only in the format of sentencepiece, which is not installed.
+    """
+    if not (folder / "tokenizer.json").exists() and find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{folder}: has no tokenizer.json and needs the package sentencepiece; pip install sentencepiece"
+        )
+    return load_part(folder, AutoTokenizer.from_pretrained)
 
 
 @torch.no_grad()

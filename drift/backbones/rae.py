@@ -69,11 +69,8 @@ class RepresentationAutoencoder(nn.Module):
 
     def __init__(self, autoencoder: Any, *, layers: Sequence[str] | None, source: str = "") -> None:
         super().__init__()
-        encoder = getattr(autoencoder.encoder, "vision_model", autoencoder.encoder).encoder
-        inside: dict[str, Any] = {
-            "encoder": getattr(encoder, "layer", None) or encoder.layers,
-            "decoder": autoencoder.decoder.decoder_layers,
-        }
+        lists = (module for module in autoencoder.encoder.modules() if isinstance(module, nn.ModuleList))
+        inside = {"encoder": next(lists), "decoder": autoencoder.decoder.decoder_layers}
         every = {f"{part}.{n}": layer for part, several in inside.items() for n, layer in enumerate(several)}
         if layers is not None:
             check_layers(layers, every)

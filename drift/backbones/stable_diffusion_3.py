@@ -10,12 +10,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from drift.backbones.checkpoint_files import load_part
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.joint_attention import JointAttentionModel
-from drift.backbones.prompts import clip_embeddings, padded_to, t5_dtype, t5_embeddings
+from drift.backbones.prompts import clip_embeddings, load_t5_tokenizer, padded_to, t5_dtype, t5_embeddings
 from drift.errors import InputError
 from drift.noising import Noise
 
@@ -89,7 +89,7 @@ def _t5(folder: CheckpointFolder, prompt: str, width: int) -> Float[Tensor, "1 t
     if not (folder.path / "text_encoder_3").exists():
         return torch.zeros(1, _PROMPT_LENGTH, width)
     folder.require("tokenizer_3")
-    tokenizer = load_part(folder.path / "tokenizer_3", AutoTokenizer.from_pretrained)
+    tokenizer = load_t5_tokenizer(folder.path / "tokenizer_3")
     encoder = folder.model("text_encoder_3", T5EncoderModel, t5_dtype(folder.dtype))
     return t5_embeddings(prompt, tokenizer, encoder, _PROMPT_LENGTH)[0]
 

@@ -96,7 +96,7 @@ class StableDiffusionXL(UNetModel):
     _pooled: Tensor
 
     def __init__(
-        self, *, vae: nn.Module, unet: nn.Module, pooled: Float[Tensor, "1 pooled_dim"], **options: Any
+        self, *, vae: nn.Module, unet: Any, pooled: Float[Tensor, "1 pooled_dim"], **options: Any
     ) -> None:
         super().__init__(vae=vae, denoiser=unet, **options)
         self.register_buffer("_pooled", pooled.to(unet.dtype), persistent=False)

@@ -20,7 +20,7 @@ from drift.noising.schedule import last_timestep
 
 __all__ = ["LayerSummary", "Summary", "describe"]
 
-_NOISES = ("none", "gaussian", "ddim_inversion")
+_NOISES = ("none", "gaussian", "inversion")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def describe(
         >>> summary.choice, summary.stride, summary.prompt
         ('tiny', 8, 'cross-attention')
         >>> summary.layers[-1].name, summary.layers[-1].grid
-        ('up_blocks.2', (8, 12))
+        ('up_blocks.1', (8, 12))
     """
     if len(size) != 2 or min(size) < 1:
         raise OptionError("size", "x".join(map(str, size)), "HEIGHTxWIDTH in pixels")

@@ -17,7 +17,7 @@ from drift.adaptation.views import augmented_views
 from drift.backbones import load_backbone
 from drift.backbones.capture import attention_layers
 from drift.errors import OptionError
-from drift.noising import DDIMInversion, NoNoise
+from drift.noising import LatentInversion, NoNoise
 
 LAYERS = ["up_blocks.2.attentions.0", "up_blocks.2.attentions.1"]
 SELF = "up_blocks.1.attentions.2"
@@ -182,11 +182,11 @@ def test_the_diffusion_loss_needs_noise(checkpoint):
 
 
 def test_latents_are_noised_as_when_tracking(checkpoint):
-    backbone = load(checkpoint, noise=DDIMInversion(2))
+    backbone = load(checkpoint, noise=LatentInversion(2))
     module = inversion(backbone, views=0)
     batch = prepared(module)
     image = module._views[0].image[None]
-    expected = DDIMInversion(2)(backbone.encode(image), backbone, backbone.prompt, torch.Generator())[0, 0]
+    expected = LatentInversion(2)(backbone.encode(image), backbone, backbone.prompt, torch.Generator())[0, 0]
     assert torch.allclose(batch.latents, expected, atol=1e-5)
 
 

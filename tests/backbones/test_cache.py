@@ -11,7 +11,7 @@ import pytest
 import torch
 from examples import ColourBackbone
 
-from drift import DDIMInversion, Gaussian, NoNoise, load_backbone
+from drift import Gaussian, LatentInversion, NoNoise, load_backbone
 from drift.backbones.cache import CachedBackbone, FeatureCache, feature_key
 from drift.errors import OptionError
 
@@ -65,7 +65,7 @@ def test_what_comes_from_the_cache_is_what_was_computed(load, precision):
     [
         {"timestep": 41},
         {"noise": NoNoise()},
-        {"noise": DDIMInversion(2)},
+        {"noise": LatentInversion(2)},
         {"layers": LAYERS[:1]},
         {"noise": Gaussian(2)},
         {"prompt": "a rooster"},

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from examples import moving_square
 from small_models import CHECKPOINTS
 
-from drift import DDIMInversion, Gaussian, NoNoise, ddim_invert, load_backbone
+from drift import (
+    Gaussian,
+    LatentInversion,
+    NoNoise,
+    PromptOptions,
+    TextualInversion,
+    fit,
+    invert_latents,
+    load_backbone,
+)
 from drift.backbones.capture import Block, capture, self_attention
 from drift.errors import InputError, OptionError
 from drift.noising.schedule import add_noise
@@ -249,7 +261,7 @@ def test_inversion_of_a_rectified_flow_and_sampling_return_the_latents(load, nam
     latents = backbone.encode(frames(batch=1))
     errors = []
     for steps in (5, 125):
-        noisy = ddim_invert(
+        noisy = invert_latents(
             latents,
             lambda z, t: backbone.denoise(z, t, backbone._prompt),
             backbone.scheduler,
@@ -277,7 +289,9 @@ def test_timesteps_of_a_rectified_flow_reach_pure_noise(load, name):
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
-@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(2), DDIMInversion(2)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "noise", [NoNoise(), Gaussian(2), LatentInversion(2)], ids=lambda n: type(n).__name__
+)
 def test_every_noise_is_possible(load, name, noise):
     backbone = load(name, noise=noise)
     once, again = (backbone.features(frames(), generator(5))[-1].queries for _ in range(2))
@@ -332,3 +346,38 @@ def test_frames_without_positions_are_refused(load):
         InputError, match=r"frames: over 1024 pixels along one axis, more than the model has positions for"
     ):
         load("sd35").features(torch.rand(1, 3, 16, 1040), generator())
+
+
+# With the rest of drift
+
+
+def test_the_package_imports_no_model_library():
+    """Of diffusers and transformers only what the family of a checkpoint needs is imported, when it is loaded."""
+    program = (
+        "import sys, drift.backbones, drift.noising; print({'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart"])
+def test_a_prompt_is_learned_where_there_is_cross_attention(load, name):
+    clip = moving_square()
+    backbone = load(name, layers=LAYERS[name][-1:])
+    options = PromptOptions(conditioned=True, diffusion_weight=0.1, self_weight=0.1)
+    module = TextualInversion(backbone, clip.frames[0], clip.given[0], options)
+    before = module.embeddings.detach().clone()
+    fit(module, steps=2)
+    assert torch.tensor(module.losses).isfinite().all()
+    assert not torch.equal(module.embeddings, before)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd35", "dit", "adm"])
+def test_a_prompt_cannot_be_learned_where_there_is_no_cross_attention(load, name):
+    clip = moving_square()
+    with pytest.raises(
+        OptionError, match=r"adaptation=textual inversion: .* no cross-attention to a prompt: \w+ has none"
+    ):
+        TextualInversion(load(name), clip.frames[0], clip.given[0])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from diffusers import (
     AutoencoderRAE,
     DiTTransformer2DModel,
@@ -16,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from huggingface_hub.errors import GatedRepoError
+from published_models import PUBLISHED
 from safetensors.torch import load_file, save_file
 from small_models import CHECKPOINTS, small_adm, small_rae, write_flow
 from transformers import (
@@ -26,7 +28,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from drift.backbones import checkpoint_files, describe, load_backbone
+import evaluate
+from drift.backbones import checkpoint_files, describe, load_backbone, prompts
 from drift.backbones.__main__ import main
 from drift.backbones.families import families
 from drift.errors import InputError, OptionError
@@ -191,6 +194,16 @@ def test_a_missing_part_that_is_needed_is_named(copied, name, part):
         load(folder)
 
 
+def test_a_tokenizer_of_sentencepiece_names_the_package(copied, monkeypatch):
+    folder = copied("pixart")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
+    monkeypatch.setattr(prompts, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"tokenizer: has no tokenizer.json and needs the package sentencepiece; pip"
+    ):
+        load(folder)
+
+
 @pytest.mark.parametrize("upcast", [True, False])
 def test_an_autoencoder_that_overflows_is_computed_in_float32(copied, upcast):
     folder = copied("sdxl")
@@ -325,7 +338,7 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_loaded(small_checkpoi
     monkeypatch.setattr(checkpoint_files, "free_memory", lambda: 100_000)
     monkeypatch.setattr(CLIPTextModel, "from_pretrained", never)
     message = (
-        r"flux: the weights of transformer and vae take 0.0 GB in float32, 0.0 GB of memory are free; use "
+        r"flux\d*: the weights of transformer and vae take 0.0 GB in float32, 0.0 GB of memory are free; use "
     )
     with pytest.raises(InputError, match=message):
         load(small_checkpoint("flux"))
@@ -409,3 +422,16 @@ def test_errors_of_the_command_are_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_layers_of_the_yaml_are_those_of_the_published_model(tmp_path, name):
+    write, billions, stride, head = PUBLISHED[name]
+    write(tmp_path)
+    summary = describe(tmp_path, size=(448, 896))
+    assert summary.parameters / 1e9 == pytest.approx(billions, rel=0.08)
+    options = yaml.safe_load((evaluate.CONFIGS / "backbone" / f"{name}.yaml").read_text())["backbone"]
+    (layer,) = (layer for layer in summary.layers if layer.name in options["layers"])
+    assert layer.grid == (448 // stride, 896 // stride)
+    assert (layer.heads, layer.width) == head
+    assert options["family"] == summary.family

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from drift import DDIMInversion, Gaussian, NoNoise, load_backbone
+from drift import Gaussian, LatentInversion, NoNoise, load_backbone
 from drift.backbones import as_prompt_backbone
 from drift.errors import OptionError
 
@@ -78,7 +78,7 @@ def test_an_ensemble_is_the_mean_over_draws(load):
     assert torch.allclose(mean.keys, torch.stack(draws).mean(0), atol=1e-5)
 
 
-@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(2), DDIMInversion(3)])
+@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(2), LatentInversion(3)])
 def test_several_prompts_give_the_mean_of_their_features(load, noise):
     backbone, frames = load(noise=noise, layers=["up_blocks.1.attentions.1"]), torch.rand(2, 3, 48, 64)
     prompts = torch.randn(2, *backbone.prompt.shape[1:], generator=torch.Generator().manual_seed(0))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import drift
-from drift import DDIMInversion, Gaussian, NoNoise, ddim_invert, load_backbone
+from drift import Gaussian, LatentInversion, NoNoise, invert_latents, load_backbone
 from drift.errors import OptionError
 from drift.image_files import read_frame
-from drift.noising.ddim_inversion import inversion_timesteps
+from drift.noising.inversion import inversion_timesteps
 
 LAYERS = ["up_blocks.1.attentions.0"]
 SAMPLE = Path(drift.__file__).parent / "assets" / "sample"
@@ -63,12 +63,12 @@ def test_without_noise_latents_are_unchanged():
 def test_every_prompt_and_frame_is_inverted_on_its_own():
     latents, prompts = torch.randn(2, 4, 6, 5), torch.randn(3, 5, 3)
     denoiser = Denoiser()
-    inverted = DDIMInversion(7)(latents, denoiser, prompts, torch.Generator())
+    inverted = LatentInversion(7)(latents, denoiser, prompts, torch.Generator())
     assert inverted.shape == (1, 3, 2, 4, 6, 5)
     for place, prompt in enumerate(prompts):
         for frame in range(2):
             predict = partial(denoiser.denoise, prompt=prompt[None])
-            alone = ddim_invert(
+            alone = invert_latents(
                 latents[frame, None], lambda z, t, p=predict: p(z, t), schedule(), timestep=300, steps=7
             )
             assert torch.allclose(inverted[0, place, frame], alone[0], atol=1e-5)
@@ -83,7 +83,7 @@ def test_every_step_is_that_of_diffusers(prediction_type: str) -> None:
     predict = partial(Denoiser().denoise, prompt=torch.zeros(1, 5, 3))
     for timestep in inversion_timesteps(300, 30):
         expected = reference.step(predict(expected, timestep), timestep, expected).prev_sample
-    found = ddim_invert(latents, predict, scheduler, timestep=300, steps=30)
+    found = invert_latents(latents, predict, scheduler, timestep=300, steps=30)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -102,14 +102,14 @@ def test_timesteps_increase_to_the_last(timestep: int, data: st.DataObject) -> N
     [
         (10, 11, "steps=11: allowed is a whole number, 1 to 10"),
         (100, 0, "steps=0"),
-        (0, 1, "timestep=0: allowed is 1 or more with noise=ddim_inversion"),
+        (0, 1, "timestep=0: allowed is 1 or more with noise=inversion"),
     ],
 )
 def test_impossible_steps_are_refused(timestep: int, steps: int, message: str, checkpoint: Path) -> None:
     with pytest.raises(OptionError, match=message):
         inversion_timesteps(timestep, steps)
     with pytest.raises(OptionError, match=message):
-        load_backbone(str(checkpoint), layers=LAYERS, timestep=timestep, noise=DDIMInversion(steps))
+        load_backbone(str(checkpoint), layers=LAYERS, timestep=timestep, noise=LatentInversion(steps))
 
 
 def test_an_ensemble_needs_a_draw():
@@ -129,7 +129,7 @@ def embedded() -> tuple:
 def there_and_back(embedded: tuple, steps: int, prediction_type: str = "v_prediction") -> float:
     """PSNR in dB after inversion, which takes the output for `prediction_type`, and sampling by diffusers."""
     backbone, predict, latents = embedded
-    noisy = ddim_invert(latents, predict, schedule(prediction_type), timestep=500, steps=steps)
+    noisy = invert_latents(latents, predict, schedule(prediction_type), timestep=500, steps=steps)
     own = backbone.scheduler
     own.set_timesteps(1000 * steps // 500)
     for timestep in inversion_timesteps(500, steps)[::-1]:

@@ -239,7 +239,7 @@ class TestBadInput:
             ("propagation.affinity=x", ["propagation.affinity=x", "attention, cosine"]),
             ("backbone.timestep=1000", ["backbone.timestep=1000", "0 to 999"]),
             ("backbone.precision=half", ["backbone.precision=half", "auto, float32, bfloat16, float16"]),
-            ("noise=ddim", ["noise=ddim", "gaussian", "ddim_inversion", "none"]),
+            ("noise=ddim", ["noise=ddim", "gaussian", "inversion", "none"]),
             ("backbone.layers=[x]", ["backbone.layers=", "up_blocks.2.attentions.0"]),
             ("backbone=sd99", ["backbone=sd99", "sd21", "tiny"]),
             ("data=nowhere", ["data=nowhere", "davis2016"]),

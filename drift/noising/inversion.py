@@ -20,7 +20,7 @@ from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
 from drift.noising.schedule import clean_and_noise, noise_level
 from drift.options import whole_number
 
-__all__ = ["DDIMInversion", "Predict", "ddim_invert", "inversion_timesteps"]
+__all__ = ["LatentInversion", "Predict", "inversion_timesteps", "invert_latents"]
 
 Predict = Callable[[Float[Tensor, "batch channels rows columns"], int], Tensor]
 """Output of the model (noise or velocity, see `clean_and_noise`) for latents at a timestep."""
@@ -37,13 +37,13 @@ def inversion_timesteps(timestep: int, steps: int) -> list[int]:
         [12, 25, 38, 50]
     """
     if timestep < 1:
-        raise OptionError("timestep", timestep, "1 or more with noise=ddim_inversion")
+        raise OptionError("timestep", timestep, "1 or more with noise=inversion")
     whole_number("steps", steps, minimum=1, maximum=timestep)
     return [round(timestep * (step + 1) / steps) for step in range(steps)]
 
 
 @torch.no_grad()
-def ddim_invert(
+def invert_latents(
     latents: Float[Tensor, "batch channels rows columns"],
     predict: Predict,
     scheduler: Any,
@@ -77,8 +77,10 @@ def ddim_invert(
 
 
 @dataclass(frozen=True)
-class DDIMInversion:
-    """Noise by DDIM inversion under the prompt: semantically aligned latents (arXiv 2511.19936).
+class LatentInversion:
+    """Noise by inversion of the model's deterministic sampler under the prompt: semantically aligned latents.
+
+    DDIM inversion for diffusion (arXiv 2511.19936), Euler steps for rectified flow; see `invert_latents`.
 
     Attributes:
         steps: S, each a pass of the whole model; from 1 to τ.
@@ -89,7 +91,7 @@ class DDIMInversion:
     @property
     def description(self) -> Mapping[str, object]:
         """See `Noise`."""
-        return {"noise": "ddim_inversion", "steps": self.steps}
+        return {"noise": "inversion", "steps": self.steps}
 
     def check(self, timestep: int) -> None:
         """See `Noise`."""
@@ -101,7 +103,7 @@ class DDIMInversion:
         """See `Noise`. All prompts are inverted in one batch."""
         batch = latents.repeat(len(prompts), 1, 1, 1)
         predict = partial(denoiser.denoise, prompt=prompts.repeat_interleave(len(latents), 0))
-        inverted = ddim_invert(
+        inverted = invert_latents(
             batch,
             lambda noisy, timestep: predict(noisy, timestep),
             denoiser.scheduler,
