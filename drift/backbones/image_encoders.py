@@ -43,6 +43,9 @@ class ImageEncoder(nn.Module):
         layers: names of the layers whose features are returned ("encoder.layer.11"); None for the last.
         source: the checkpoint, for `description`.
 
+    Attributes:
+        available_layers: names of all layers of the checkpoint.
+
     Raises:
         OptionError: a layer is named twice, or the model has no such layer.
     """
@@ -63,10 +66,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         every = model.get_submodule(self.layer_list)
         assert isinstance(every, nn.ModuleList)
-        self._layers, self.source = (
-            _chosen(layers, [f"{self.layer_list}.{n}" for n in range(len(every))]),
-            source,
-        )
+        self.available_layers = tuple(f"{self.layer_list}.{number}" for number in range(len(every)))
+        self._layers, self.source = _chosen(layers, self.available_layers), source
         del every[1 + max(int(name.rpartition(".")[2]) for name in self._layers) :]
         model.set_attn_implementation("sdpa")  # the attention that `watch_attention` sees
         self.model = model

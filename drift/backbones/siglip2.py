@@ -26,12 +26,11 @@ class SigLIP2(ImageEncoder):
     def _encode(self, pixels: Tensor) -> None:
         size = self.stride
         patches = pixels.unfold(2, size, size).unfold(3, size, size)  # batch, channels, rows, columns, y, x
-        shapes = torch.tensor([patches.shape[2:4]]).expand(len(pixels), 2)
+        shapes = torch.tensor([patches.shape[2:4]], device="cpu").expand(len(pixels), 2)
         patches = (
             patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
         )  # the channels of a pixel lie together
-        every = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
-        self.model(patches, pixel_attention_mask=every, spatial_shapes=shapes)
+        self.model(patches, pixel_attention_mask=None, spatial_shapes=shapes)  # None: no patch is padding
 
 
 def from_checkpoint(

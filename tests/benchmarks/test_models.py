@@ -9,7 +9,7 @@ import pytest
 import torch
 from examples import moving_square, write_davis, write_encoder
 
-from benchmarks import models
+from benchmarks import model_table, models
 from benchmarks.measuring import MemoryWatch
 
 
@@ -43,6 +43,18 @@ def test_yardsticks_and_models_are_compared_in_one_run(tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["models", str(root), "--models", "sd9"])
     with pytest.raises(SystemExit, match="^unknown model sd9; expected copy, flow, .* tiny$"):
         models.main()
+
+
+def test_the_table_says_what_the_code_knows(tmp_path):
+    made = model_table.table(model_table.summaries(("tiny", "siglip2"))).splitlines()
+    assert made[2].startswith(
+        "| `tiny` | `embedded:tiny` | 3 at 8, 3 at 16 | 4 x 32, 6 x 32 | cross-attention |"
+    )
+    assert made[3].startswith(
+        "| `siglip2` | `google/siglip2-base-patch16-naflex` | 12 at 16 | 12 x 64 | none | none |"
+    )
+    page = (model_table.ROOT / "docs" / "models.md").read_text()
+    assert all(line in page for line in made), "docs/models.md is up to date"
 
 
 def test_the_peak_of_a_stage_is_what_it_holds_at_once():
