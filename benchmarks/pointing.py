@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.measuring import arguments, write_json
 from drift.backbones import PromptBackbone, as_prompt_backbone, load_backbone
-from drift.backbones.checkpoint_files import find_checkpoint, needed_files
+from drift.checkpoint_files import find_checkpoint, needed_files
 from drift.propagation.kernel import attention_logits
 from pretraining.pictures import Cutout, load_pictures
 from pretraining.scenes import Scene, imagine, render

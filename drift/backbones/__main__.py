@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drift.backbones.checkpoint_files import embedded_checkpoints
 from drift.backbones.summary import Summary, describe
+from drift.checkpoint_files import embedded_checkpoints
 from drift.errors import DriftError, OptionError
 
 __all__ = ["main"]

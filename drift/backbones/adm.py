@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.backbones.capture import Block, blocks
-from drift.backbones.checkpoint_files import load_part, load_weights, read_json, weights_variant
 from drift.backbones.diffusion import DiffusionModel, halved_until, no_prompt
 from drift.backbones.folders import load_scheduler
+from drift.checkpoint_files import load_part, load_weights, read_json, weights_variant
 from drift.errors import InputError
 from drift.noising import Noise
 

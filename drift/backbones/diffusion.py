@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from drift.backbones.autoencoders import clean_latents, without_decoder
 from drift.backbones.capture import Block, attention_layers, blocks, capture, check_layers, self_attention
-from drift.backbones.checkpoint_files import weights_fingerprint
 from drift.backbones.interface import AttentionPass, Features
+from drift.checkpoint_files import weights_fingerprint
 from drift.errors import OptionError
 from drift.noising import Gaussian, Noise, NoNoise
 from drift.noising.schedule import last_timestep

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from drift.backbones.checkpoint_files import read_json
+from drift.checkpoint_files import read_json
 from drift.errors import InputError, OptionError
 
 __all__ = ["Family", "families", "family_of"]

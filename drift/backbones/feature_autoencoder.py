@@ -15,13 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.refinement.tiny_encoder import TinyImageEncoder
+from drift.efficientnet import COARSEST_STRIDE, EfficientNetLite0
 
 __all__ = ["FeatureAutoencoder", "imagenet_stages", "stage_outputs"]
 
 _STAGES = (2, 4, 5)  # blocks 4, 10 and 14, of strides 8, 16 and 32
 _CHANNELS = 40 + 112 + 192
-_COARSEST = 32
 
 
 class FeatureAutoencoder(ModelMixin, ConfigMixin):
@@ -64,7 +63,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
             images: RGB in [-1, 1], height and width multiples of 8.
         """
         rows, columns = images.shape[-2] // 8, images.shape[-1] // 8
-        below, right = (-side % _COARSEST for side in images.shape[-2:])
+        below, right = (-side % COARSEST_STRIDE for side in images.shape[-2:])
         padded = F.pad(images, (0, right, 0, below), mode="replicate")
         outputs = stage_outputs(self.encoder, padded, _STAGES)
         return torch.cat([F.normalize(output, dim=1) for output in outputs], dim=1)[..., :rows, :columns]
@@ -92,7 +91,7 @@ def imagenet_stages(last: int) -> nn.ModuleList:
 
     The stem is the first entry, so that entry `n + 1` is stage `n`.
     """
-    network = TinyImageEncoder(img_size=32, width=1)
+    network = EfficientNetLite0()
     return nn.ModuleList([network.stem, *network.stages[: last + 1]])
 
 

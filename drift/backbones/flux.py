@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
-from drift.backbones.checkpoint_files import load_part
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.joint_attention import JointAttentionModel
 from drift.backbones.prompts import clip_embeddings, load_t5_tokenizer, t5_dtype, t5_embeddings
+from drift.checkpoint_files import load_part
 from drift.noising import Noise
 from drift.options import non_negative
 

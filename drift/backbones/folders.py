@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from torch import nn
 
-from drift.backbones.checkpoint_files import (
+from drift.checkpoint_files import (
     check_memory,
     load_part,
     load_weights,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drift.backbones.capture import LastLayerCaptured, watch_attention
-from drift.backbones.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
 from drift.backbones.interface import Features
+from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
 from drift.errors import OptionError
 from drift.precision import full_precision
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from drift.backbones.cache import CachedBackbone, FeatureCache
-from drift.backbones.checkpoint_files import find_checkpoint, needed_files
 from drift.backbones.families import family_of
 from drift.backbones.interface import Backbone
+from drift.checkpoint_files import find_checkpoint, needed_files
 from drift.errors import OptionError
 from drift.precision import resolved_precision
 

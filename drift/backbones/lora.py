@@ -9,7 +9,7 @@ import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin as LoraLoader
 from diffusers.utils import is_peft_available
 
-from drift.backbones.checkpoint_files import quiet
+from drift.checkpoint_files import quiet
 from drift.errors import InputError
 
 __all__ = ["fuse_lora"]

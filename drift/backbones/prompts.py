@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from drift.backbones.checkpoint_files import load_part
+from drift.checkpoint_files import load_part
 from drift.errors import InputError
 
 __all__ = ["clip_embeddings", "load_t5_tokenizer", "padded_to", "t5_dtype", "t5_embeddings"]

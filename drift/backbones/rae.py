@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from drift.backbones.autoencoders import encoder_tokens
 from drift.backbones.capture import capture, check_layers
-from drift.backbones.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
 from drift.backbones.interface import Features
+from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
 from drift.precision import full_precision
 
 __all__ = ["RepresentationAutoencoder", "from_checkpoint"]

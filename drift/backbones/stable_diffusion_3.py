@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-from drift.backbones.checkpoint_files import load_part
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.joint_attention import JointAttentionModel
 from drift.backbones.prompts import clip_embeddings, load_t5_tokenizer, padded_to, t5_dtype, t5_embeddings
+from drift.checkpoint_files import load_part
 from drift.errors import InputError
 from drift.noising import Noise
 

@@ -13,11 +13,11 @@ from diffusers.loaders import single_file_utils
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from drift.backbones.checkpoint_files import find_checkpoint, load_part, read_json
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.lora import fuse_lora
 from drift.backbones.prompts import clip_embeddings
 from drift.backbones.stable_diffusion import StableDiffusion
+from drift.checkpoint_files import find_checkpoint, load_part, read_json
 from drift.errors import InputError, OptionError
 from drift.noising import Noise
 from drift.options import choice

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from drift.backbones.checkpoint_files import load_part
 from drift.backbones.diffusion import UNetModel
 from drift.backbones.folders import CheckpointFolder
 from drift.backbones.prompts import clip_embeddings
+from drift.checkpoint_files import load_part
 from drift.noising import Noise
 
 __all__ = ["StableDiffusionXL", "from_checkpoint"]

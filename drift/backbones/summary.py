@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from drift.backbones.checkpoint_files import configuration_files, find_checkpoint
 from drift.backbones.families import Family, family_of
 from drift.backbones.interface import Features
 from drift.backbones.loading import check_options
+from drift.checkpoint_files import configuration_files, find_checkpoint
 from drift.errors import InputError, OptionError
 from drift.noising import NoNoise
 from drift.noising.schedule import last_timestep

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.backbones.checkpoint_files import (
+from drift.checkpoint_files import (
     find_checkpoint,
     load_part,
     load_weights,

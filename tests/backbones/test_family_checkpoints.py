@@ -29,7 +29,8 @@ from transformers import (
 )
 
 import evaluate
-from drift.backbones import checkpoint_files, describe, load_backbone, prompts
+from drift import checkpoint_files
+from drift.backbones import describe, load_backbone, prompts
 from drift.backbones.__main__ import main
 from drift.backbones.families import families
 from drift.errors import InputError, OptionError

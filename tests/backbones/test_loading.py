@@ -15,9 +15,10 @@ from examples import write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from drift.backbones import StableDiffusion, checkpoint_files, folders, load_backbone, lora
+from drift import checkpoint_files
+from drift.backbones import StableDiffusion, folders, load_backbone, lora
 from drift.backbones.cache import CachedBackbone
-from drift.backbones.checkpoint_files import needed_files
+from drift.checkpoint_files import needed_files
 from drift.errors import InputError, OptionError
 
 LAYERS = ["up_blocks.1.attentions.0"]

@@ -44,7 +44,7 @@ PARTS = (
 )
 """Folders of a checkpoint in diffusers' layout from which a backbone is made, as far as the checkpoint has them."""
 
-_ASSETS = Path(__file__).parents[1] / "assets"
+_ASSETS = Path(__file__).parent / "assets"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(\.fp16)?(?:-\d+-of-\d+)?\.safetensors")
 _TEXT_FILES = (".json", ".txt", ".model")  # .model: of sentencepiece, T5's tokenizer
