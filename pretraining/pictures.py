@@ -251,7 +251,6 @@ _NAMES = {
 _KNOWN = re.compile("|".join(rf"\b{words}\b" for words in sorted(_NAMES, key=len, reverse=True)))
 _MIN_COLOURS = 150
 _MIN_SIDE = 48
-_MIN_CLEAR = 0.02
 
 
 @dataclass(frozen=True)
@@ -326,8 +325,7 @@ def find_cutouts(root: Path, *, max_side: int = 320, held_out: bool = False) -> 
         picture = picture.crop(box)
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         rgba = np.asarray(picture)
-        clear = np.mean(rgba[..., 3] < 128)
-        if min(rgba.shape[:2]) >= _MIN_SIDE and clear >= _MIN_CLEAR and _is_photographic(rgba):
+        if min(rgba.shape[:2]) >= _MIN_SIDE and _is_photographic(rgba):
             cutouts.append(Cutout(rgba, _name(entry)))
     return cutouts
 

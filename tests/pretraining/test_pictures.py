@@ -136,13 +136,6 @@ def test_furniture_is_named_by_its_catalogue_in_plain_nouns(tmp_path: Path) -> N
     assert [cutout.name for cutout in find_cutouts(tmp_path, held_out=True)] == ["fox"]
 
 
-def test_opaque_pictures_are_no_cut_outs(stamps: Path) -> None:
-    opaque = noise(64, 64, 4)
-    opaque[..., 3] = 255
-    Image.fromarray(opaque).save(stamps / "usr/share/tuxpaint/stamps/animals/photograph.png")
-    assert [cutout.name for cutout in find_cutouts(stamps)] == ["snowy owl"]
-
-
 def test_backgrounds_are_kept_once_each_and_held_out_in_every_package(tmp_path: Path) -> None:
     share = tmp_path / "usr/share"
     for seed, path in enumerate(
