@@ -22,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.measuring import InlineExecutor, MemoryWatch, arguments, write_json
 from benchmarks.wrapping import SharedFeatures
@@ -295,9 +295,9 @@ def flat_figures(figures: Mapping[str, Figures]) -> dict[str, float]:
 
 def print_table(figures: Mapping[str, Figures]) -> None:
     """Prints J&F by clip, means, seconds and megabytes per frame."""
-    table = Table("sequence", title="J&F by sequence, means, and seconds per frame")
+    table = Table(Column("sequence", no_wrap=True), title="J&F by sequence, means, and seconds per frame")
     for name in figures:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for place, first in enumerate(next(iter(figures.values())).scores.sequences):
         table.add_row(
             first.sequence, *(f"{row.scores.sequences[place].j_and_f:.3f}" for row in figures.values())

@@ -48,7 +48,7 @@ def test_yardsticks_and_models_are_compared_in_one_run(tmp_path, monkeypatch, ca
 def test_the_table_says_what_the_code_knows(tmp_path):
     made = model_table.table(model_table.summaries(("tiny", "siglip2"))).splitlines()
     assert made[2].startswith(
-        "| `tiny` | `embedded:tiny` | 3 at 8, 3 at 16 | 4 x 32, 6 x 32 | cross-attention |"
+        "| `tiny` | `embedded:tiny` | 2 at 8, 3 at 16 | 6 x 32, 4 x 32 | cross-attention |"
     )
     assert made[3].startswith(
         "| `siglip2` | `google/siglip2-base-patch16-naflex` | 12 at 16 | 12 x 64 | none | none |"
