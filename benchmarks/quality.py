@@ -73,8 +73,8 @@ PATCHES = {
 }
 IMAGENET_BLOCKS = (4, 10)
 COSINE = {"affinity": "cosine", "temperature": 0.08, "top_k": 5, "radius": 16, "memory_frames": 7}
-"""Options of the rows that have no configuration, found by `python -m benchmarks.tuning`; `COSINE`: of `imagenet`,
-`latents` and `teacher`, those of the embedded model at a temperature that suits cosine similarity."""
+"""Options of the rows that have no configuration. `PATCHES` were found by `python -m benchmarks.tuning`. `COSINE`, of
+`imagenet`, `latents` and `teacher`, has the radius, top-k and memory of the embedded model; it was not tuned."""
 
 
 @dataclass(frozen=True)
