@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -24,6 +25,7 @@ __all__ = [
     "capture",
     "check_layers",
     "chosen_layers",
+    "patches_on_grid",
     "self_attention",
     "watch_attention",
 ]
@@ -155,6 +157,13 @@ def check_layers(names: object, allowed: Collection[str], otherwise: str = "") -
     if not chosen or len(set(chosen)) < len(chosen) or not set(allowed) >= set(chosen):
         listed = "one or more distinct layers among " + ", ".join(allowed) + otherwise
         raise OptionError("layers", chosen or names, listed)
+
+
+def patches_on_grid(
+    tokens: Float[Tensor, "*batch tokens dim"], grid: tuple[int, int]
+) -> Float[Tensor, "*batch rows columns dim"]:
+    """Tokens of an image transformer's patches in float32; class and register tokens, which come first, are dropped."""
+    return tokens[..., tokens.shape[-2] - grid[0] * grid[1] :, :].unflatten(-2, grid).float()
 
 
 def chosen_layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module | Block]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drift.backbones.capture import LastLayerCaptured, watch_attention
+from drift.backbones.capture import capture, check_layers, patches_on_grid
 from drift.backbones.interface import Features
 from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
-from drift.errors import OptionError
 from drift.precision import full_precision
 
 __all__ = ["ImageEncoder"]
@@ -67,9 +65,11 @@ class ImageEncoder(nn.Module):
         every = model.get_submodule(self.layer_list)
         assert isinstance(every, nn.ModuleList)
         self.available_layers = tuple(f"{self.layer_list}.{number}" for number in range(len(every)))
-        self._layers, self.source = _chosen(layers, self.available_layers), source
+        names = self.available_layers[-1:] if layers is None else layers
+        check_layers(names, self.available_layers, ", or null for the last")
+        self._layers, self.source = tuple(names), source
         del every[1 + max(int(name.rpartition(".")[2]) for name in self._layers) :]
-        model.set_attn_implementation("sdpa")  # the attention that `watch_attention` sees
+        model.set_attn_implementation("sdpa")  # the attention that `capture` sees
         self.model = model
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
@@ -145,56 +145,13 @@ class ImageEncoder(nn.Module):
         if prompt is not None or cross:
             raise ValueError(f"{type(self).__name__} has no prompt")
         pixels = ((frames.to(self.device) - self._mean) / self._std).to(self.model.dtype)
-        with full_precision(self.device.type):
-            captured = self._captured(pixels)
+        attention = {name: self.model.get_submodule(f"{name}.{self.attention}") for name in self._layers}
+        with full_precision(self.device.type), capture(attention, self._layers) as captured:
+            self._encode(pixels)
         grid = tuple(size // self.stride for size in frames.shape[-2:])
-
-        def on_grid(tokens: Tensor) -> Tensor:
-            patches = tokens[..., tokens.shape[-2] - grid[0] * grid[1] :, :]
-            return patches.unflatten(-2, grid).float()
-
-        return [Features(name, *map(on_grid, captured[name])) for name in self._layers]
+        on_grid = partial(patches_on_grid, grid=grid)
+        return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
 
     def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> None:
         """One forward pass of the model."""
         self.model(pixels)
-
-    def _captured(self, pixels: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Queries, keys and inputs of the attention of `layers`. The pass ends at the last of them."""
-        captured: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        entered: list[tuple[str, Tensor]] = []
-
-        def enter(
-            name: str, module: nn.Module, inputs: tuple[Tensor, ...], options: Mapping[str, Any]
-        ) -> None:
-            entered.append((name, inputs[0] if inputs else options["hidden_states"]))
-
-        def keep(queries: Tensor, keys: Tensor) -> None:
-            if entered:
-                name, inputs = entered.pop()
-                captured[name] = (queries, keys, inputs)
-            if len(captured) == len(self._layers):
-                raise LastLayerCaptured
-
-        with ExitStack() as hooks:
-            for name in self._layers:
-                attention = self.model.get_submodule(f"{name}.{self.attention}")
-                hook = attention.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
-                hooks.callback(hook.remove)
-            with suppress(LastLayerCaptured), watch_attention(keep):
-                self._encode(pixels)
-        return captured
-
-
-def _chosen(names: Sequence[str] | None, every: Sequence[str]) -> tuple[str, ...]:
-    """The requested layers, or the last. Raises OptionError unless they are distinct layers among `every`."""
-    chosen = every[-1:] if names is None else names
-    if (
-        isinstance(chosen, str)
-        or not chosen
-        or len(set(chosen)) < len(chosen)
-        or not set(chosen) <= set(every)
-    ):
-        allowed = "one or more distinct layers among " + ", ".join(every) + ", or null for the last"
-        raise OptionError("layers", chosen if isinstance(chosen, str) else list(chosen), allowed)
-    return tuple(chosen)

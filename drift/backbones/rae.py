@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.backbones.autoencoders import encoder_tokens
-from drift.backbones.capture import capture, check_layers
+from drift.backbones.capture import capture, check_layers, patches_on_grid
 from drift.backbones.interface import Features
 from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
 from drift.precision import full_precision
@@ -138,13 +139,7 @@ class RepresentationAutoencoder(nn.Module):
         grid = tuple(size // self.stride for size in frames.shape[-2:])
         with full_precision(self.device.type), capture(self._modules_by_layer, self._layers) as captured:
             self._decode(encoder_tokens(self.autoencoder, frames.to(self.device)))
-
-        def on_grid(tokens: Tensor) -> Tensor:
-            patches = tokens[
-                ..., tokens.shape[-2] - grid[0] * grid[1] :, :
-            ]  # behind class and register tokens
-            return patches.unflatten(-2, grid).float()
-
+        on_grid = partial(patches_on_grid, grid=grid)
         return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
 
     def _decode(self, tokens: Float[Tensor, "batch rows columns channels"]) -> None:

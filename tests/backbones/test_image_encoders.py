@@ -16,7 +16,7 @@ from transformers import Siglip2Model, SiglipModel
 import evaluate
 from drift.backbones import as_prompt_backbone, load_backbone
 from drift.backbones.cache import CachedBackbone
-from drift.backbones.capture import watch_attention
+from drift.backbones.capture import capture, watch_attention
 from drift.backbones.image_encoders import ImageEncoder
 from drift.command_line import run
 from drift.errors import InputError, OptionError
@@ -66,7 +66,10 @@ def test_attention_of_queries_and_keys_gives_the_layers_own_output(folder, famil
     backbone = load(folder, layers=[f"{LAYER_LISTS[family]}.{n}" for n in (2, 0)])
     frames = random_frames(rows * backbone.stride, columns * backbone.stride)
     pixels = (frames - backbone._mean) / backbone._std
-    captured, computed = backbone._captured(pixels), features(backbone, frames)
+    modules = {name: backbone.model.get_submodule(f"{name}.{backbone.attention}") for name in backbone.layers}
+    with torch.no_grad(), capture(modules, backbone.layers) as attended:
+        backbone._encode(pixels)
+    captured, computed = attended.self_attention, features(backbone, frames)
     assert [layer.layer for layer in computed] == list(backbone.layers) == list(captured)[::-1]
     model = backbone.model
     model.set_attn_implementation("eager")
