@@ -148,8 +148,8 @@ class ImageEncoder(nn.Module):
         attention = {name: self.model.get_submodule(f"{name}.{self.attention}") for name in self._layers}
         with full_precision(self.device.type), capture(attention, self._layers) as captured:
             self._encode(pixels)
-        grid = tuple(size // self.stride for size in frames.shape[-2:])
-        on_grid = partial(patches_on_grid, grid=grid)
+        rows, columns = (size // self.stride for size in frames.shape[-2:])
+        on_grid = partial(patches_on_grid, grid=(rows, columns))
         return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
 
     def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> None:

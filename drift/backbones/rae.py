@@ -136,10 +136,10 @@ class RepresentationAutoencoder(nn.Module):
         """See `Backbone`. The generator is not used."""
         if prompt is not None or cross:
             raise ValueError(f"{type(self).__name__} has no prompt")
-        grid = tuple(size // self.stride for size in frames.shape[-2:])
+        rows, columns = (size // self.stride for size in frames.shape[-2:])
         with full_precision(self.device.type), capture(self._modules_by_layer, self._layers) as captured:
             self._decode(encoder_tokens(self.autoencoder, frames.to(self.device)))
-        on_grid = partial(patches_on_grid, grid=grid)
+        on_grid = partial(patches_on_grid, grid=(rows, columns))
         return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
 
     def _decode(self, tokens: Float[Tensor, "batch rows columns channels"]) -> None:
