@@ -200,6 +200,7 @@ class Propagation(TypedDict, total=False):
     radius: Whole | None
     memory_frames: Whole
     memory_labels: Literal["soft", "hard"]
+    background_weight: Positive
     min_confidence: Share
     seed: Seed
 
@@ -302,6 +303,7 @@ class TextualInversion(Fit, total=False):
     conditioned: bool
     refresh: Whole
     slot_weight: NonNegative
+    slot_interval: Count
 
 
 @with_config(_strict)
