@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from drift.commands import CONFIGS
 from drift.interrupts import interruptible
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from drift.metrics.davis import DavisScores
 
 
-def evaluate(config: DictConfig) -> DavisScores:
-    """Runs one configuration; its files are in `output.dir`."""
+def evaluate(config: DictConfig) -> DavisScores | None:
+    """Runs one configuration; its files are in `output.dir`. Returns the scores, in the first of several processes."""
     # Imported here, as a configuration is composed and checked without them.
     from omegaconf import OmegaConf
 
@@ -31,7 +31,7 @@ def evaluate(config: DictConfig) -> DavisScores:
     from drift.reporting.run_log import RunLog
     from drift.submission import write_submission
 
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     output = output_folder(settings)
     started = start_run(config)
     data, folder = started.data, started.folder
@@ -64,7 +64,7 @@ def evaluate(config: DictConfig) -> DavisScores:
     with claimed_folder(config, is_global_zero=trainer.is_global_zero), watched(trainer):
         trainer.logger = build(config, "logger")
         trainer.predict(module, datamodule=data, return_predictions=False)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and results.scores:
             archive = folder / "submission.zip" if submission else None
             if archive and submission:
                 write_submission(archive, folder / "masks", submission)
