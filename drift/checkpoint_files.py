@@ -185,7 +185,7 @@ def load_weights(
     folder: Path,
     dtype: torch.dtype,
     *,
-    variant: str | None = None,
+    preferred: torch.dtype | None = None,
     unused: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
@@ -195,13 +195,15 @@ def load_weights(
         kind: its class.
         folder: holds its configuration and weights.
         dtype: data type of the loaded weights.
-        variant: see `weights_variant`.
+        preferred: data type that chooses among variants of the weights, see `weights_variant`; None for `dtype`.
         unused: prefixes of weights that the model may do without, as those of a classifier on top.
         options: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: a weight is missing, unexpected or of another shape, or the machine has too little free memory.
+        InputError: a weight is missing, unexpected or of another shape, there are only `.bin` weights, or the machine
+            has too little free memory.
     """
+    variant = weights_variant([file.name for file in folder.iterdir()], preferred or dtype, folder)
     if torch.get_default_device().type == "meta":
         return _without_weights(kind, folder).to(dtype)
     check_memory([folder], dtype)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from drift.backbones.capture import Block, blocks
 from drift.backbones.diffusion import DiffusionModel, halved_until, no_prompt
 from drift.backbones.folders import load_scheduler
-from drift.checkpoint_files import load_part, load_weights, read_json, weights_variant
+from drift.checkpoint_files import load_part, load_weights, read_json
 from drift.errors import InputError
 from drift.noising import Noise
 
@@ -73,8 +73,7 @@ def _load_unet(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Any:
     ):  # of the conversion: the same as diffusers' with these options
         options = {"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0}
         options["attn_norm_num_groups"] = config.get("norm_num_groups", 32)
-    variant = weights_variant([file.name for file in folder.iterdir()], dtype, folder)
-    unet = load_weights(UNet2DModel, folder, dtype, variant=variant, **options)
+    unet = load_weights(UNet2DModel, folder, dtype, **options)
     if config.get("attention_legacy_order"):
         _reorder_heads(unet)
     return unet

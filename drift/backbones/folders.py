@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from torch import nn
 
-from drift.checkpoint_files import (
-    check_memory,
-    load_part,
-    load_weights,
-    read_json,
-    weights_variant,
-)
+from drift.checkpoint_files import check_memory, load_part, load_weights, read_json
 from drift.errors import InputError
 
 __all__ = ["CheckpointFolder", "load_scheduler"]
@@ -64,11 +59,7 @@ class CheckpointFolder:
 
     def model(self, part: str, kind: type[nn.Module], dtype: torch.dtype | None = None) -> Any:
         """A model with its weights, in `dtype` or that of the checkpoint."""
-
-        def load(folder: Path) -> Any:
-            variant = weights_variant([file.name for file in folder.iterdir()], self.dtype, folder)
-            return load_weights(kind, folder, dtype or self.dtype, variant=variant)
-
+        load = partial(load_weights, kind, dtype=dtype or self.dtype, preferred=self.dtype)
         return load_part(self.path / part, load)
 
     def autoencoder(self, dtype: torch.dtype | None = None) -> Any:

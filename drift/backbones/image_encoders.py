@@ -1,33 +1,30 @@
-"""`ImageEncoder`: what vision transformers without noise, latents and prompt share. A family is one subclass."""
+"""`ImageEncoder`: what the image encoders of transformers share. A family is one subclass."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drift.backbones.capture import capture, check_layers, patches_on_grid
-from drift.backbones.interface import Features
-from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
-from drift.precision import full_precision
+from drift.backbones.capture import check_layers
+from drift.backbones.vision_transformers import VisionTransformer
+from drift.checkpoint_files import load_part, load_weights
 
 __all__ = ["ImageEncoder"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(VisionTransformer):
     """A frozen vision transformer of transformers that computes self-attention features of frames.
 
-    Implements `Backbone`. Features leave out class and register tokens, which precede the patches. Layers after the
-    last requested one are dropped.
+    See `VisionTransformer`. Layers after the last requested one are dropped.
 
     Class attributes, which a family defines:
         architecture: the class of the model in transformers.
@@ -61,20 +58,18 @@ class ImageEncoder(nn.Module):
     def __init__(
         self, model: PreTrainedModel, *, layers: Sequence[str] | None = None, source: str = ""
     ) -> None:
-        super().__init__()
         every = model.get_submodule(self.layer_list)
         assert isinstance(every, nn.ModuleList)
-        self.available_layers = tuple(f"{self.layer_list}.{number}" for number in range(len(every)))
-        names = self.available_layers[-1:] if layers is None else layers
-        check_layers(names, self.available_layers, ", or null for the last")
-        self._layers, self.source = tuple(names), source
-        del every[1 + max(int(name.rpartition(".")[2]) for name in self._layers) :]
+        available = tuple(f"{self.layer_list}.{number}" for number in range(len(every)))
+        names = available[-1:] if layers is None else layers
+        check_layers(names, available, ", or null for the last")
+        del every[1 + max(int(name.rpartition(".")[2]) for name in names) :]
         model.set_attn_implementation("sdpa")  # the attention that `capture` sees
-        self.model = model
+        attention = {name: model.get_submodule(f"{name}.{self.attention}") for name in names}
+        super().__init__(model, attention, layers=names, source=source)
+        self.available_layers = available
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False)
-        self._description: dict[str, object] | None = None
 
     @classmethod
     def from_checkpoint(
@@ -92,21 +87,8 @@ class ImageEncoder(nn.Module):
             InputError: the checkpoint is incomplete or corrupt.
             OptionError: the model has no such layer.
         """
-
-        def load(folder: Path) -> Any:
-            variant = weights_variant([file.name for file in folder.iterdir()], dtype, folder)
-            return load_weights(cls.architecture, folder, dtype, variant=variant, unused=cls.unused)
-
+        load = partial(load_weights, cls.architecture, dtype=dtype, unused=cls.unused)
         return cls(load_part(path, load), layers=layers, source=source)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: the model is frozen."""
-        return super().train(False)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self._mean.device
 
     @property
     def stride(self) -> int:
@@ -118,39 +100,8 @@ class ImageEncoder(nn.Module):
         """The layers whose features are returned, with their number of heads."""
         return dict.fromkeys(self._layers, int(self.model.config.num_attention_heads))
 
-    @property
-    def description(self) -> Mapping[str, object]:
-        """What features depend on; computed once."""
-        if self._description is None:
-            config = self.model.config.to_json_string().encode()
-            self._description = {
-                "checkpoint": self.source,
-                "weights": weights_fingerprint(self.model),
-                "configs": hashlib.sha256(config).hexdigest()[:16],
-                "layers": list(self._layers),
-                "precision": str(self.model.dtype).removeprefix("torch."),
-            }
-        return self._description
-
-    @torch.no_grad()
-    def features(
-        self,
-        frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
-        *,
-        prompt: Float[Tensor, "prompts tokens dim"] | None = None,
-        cross: Collection[str] = (),
-    ) -> list[Features]:
-        """See `Backbone`. The generator is not used."""
-        if prompt is not None or cross:
-            raise ValueError(f"{type(self).__name__} has no prompt")
-        pixels = ((frames.to(self.device) - self._mean) / self._std).to(self.model.dtype)
-        attention = {name: self.model.get_submodule(f"{name}.{self.attention}") for name in self._layers}
-        with full_precision(self.device.type), capture(attention, self._layers) as captured:
-            self._encode(pixels)
-        rows, columns = (size // self.stride for size in frames.shape[-2:])
-        on_grid = partial(patches_on_grid, grid=(rows, columns))
-        return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
+    def _run(self, frames: Tensor) -> None:
+        self._encode(((frames - self._mean) / self._std).to(self.model.dtype))
 
     def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> None:
         """One forward pass of the model."""

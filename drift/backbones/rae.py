@@ -7,8 +7,7 @@ the family of its transformer.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.backbones.autoencoders import encoder_tokens
-from drift.backbones.capture import capture, check_layers, patches_on_grid
-from drift.backbones.interface import Features
-from drift.checkpoint_files import load_part, load_weights, weights_fingerprint, weights_variant
-from drift.precision import full_precision
+from drift.backbones.capture import check_layers
+from drift.backbones.vision_transformers import VisionTransformer
+from drift.checkpoint_files import load_part, load_weights
 
 __all__ = ["RepresentationAutoencoder", "from_checkpoint"]
 
@@ -45,18 +43,14 @@ def from_checkpoint(
         InputError: the checkpoint is incomplete or corrupt.
         OptionError: the model has no such layer.
     """
-
-    def load(folder: Path) -> Any:
-        variant = weights_variant([file.name for file in folder.iterdir()], dtype, folder)
-        return load_weights(AutoencoderRAE, folder, dtype, variant=variant)
-
-    return RepresentationAutoencoder(load_part(path, load), layers=layers, source=source)
+    autoencoder = load_part(path, partial(load_weights, AutoencoderRAE, dtype=dtype))
+    return RepresentationAutoencoder(autoencoder, layers=layers, source=source)
 
 
-class RepresentationAutoencoder(nn.Module):
+class RepresentationAutoencoder(VisionTransformer):
     """A frozen representation autoencoder that computes self-attention features of frames, without noise and prompt.
 
-    Implements `Backbone`. Position embeddings are interpolated to the frames' size.
+    See `VisionTransformer`. Position embeddings are interpolated to the frames' size.
 
     Args:
         autoencoder: diffusers' model; becomes part of the backbone.
@@ -69,36 +63,23 @@ class RepresentationAutoencoder(nn.Module):
     """
 
     def __init__(self, autoencoder: Any, *, layers: Sequence[str] | None, source: str = "") -> None:
-        super().__init__()
         lists = (module for module in autoencoder.encoder.modules() if isinstance(module, nn.ModuleList))
         inside = {"encoder": next(lists), "decoder": autoencoder.decoder.decoder_layers}
         every = {f"{part}.{n}": layer for part, several in inside.items() for n, layer in enumerate(several)}
         if layers is not None:
             check_layers(layers, every)
         autoencoder.encoder.set_attn_implementation("sdpa")  # the attention that `capture` sees
-        self.autoencoder, self._modules_by_layer = autoencoder, every
-        self._layers, self.source = tuple(every if layers is None else layers), source
-        self.eval().requires_grad_(False)
-        self._description: dict[str, object] | None = None
-
-    def train(self, mode: bool = True) -> RepresentationAutoencoder:
-        """Stays in evaluation mode: the model is frozen."""
-        return super().train(False)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return torch.device(self.autoencoder.encoder_mean.device)
+        super().__init__(autoencoder, every, layers=tuple(every if layers is None else layers), source=source)
 
     @property
     def stride(self) -> int:
         """Pixels per patch of the encoder: 14 for DINOv2, 16 for the others."""
-        return int(self.autoencoder.config["encoder_patch_size"])
+        return int(self.model.config["encoder_patch_size"])
 
     @property
     def layers(self) -> dict[str, int]:
         """The layers whose features are returned, with their number of heads."""
-        config = self.autoencoder.config
+        config = self.model.config
         heads = {
             "encoder": config["encoder_hidden_size"] // 64,
             "decoder": config["decoder_num_attention_heads"],
@@ -110,41 +91,12 @@ class RepresentationAutoencoder(nn.Module):
         """The names that `layers` can hold."""
         return tuple(self._modules_by_layer)
 
-    @property
-    def description(self) -> Mapping[str, object]:
-        """What features depend on; computed once."""
-        if self._description is None:
-            config = self.autoencoder.to_json_string().encode()
-            self._description = {
-                "checkpoint": self.source,
-                "weights": weights_fingerprint(self.autoencoder),
-                "configs": hashlib.sha256(config).hexdigest()[:16],
-                "layers": list(self._layers),
-                "precision": str(self.autoencoder.dtype).removeprefix("torch."),
-            }
-        return self._description
-
-    @torch.no_grad()
-    def features(
-        self,
-        frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
-        *,
-        prompt: Float[Tensor, "prompts tokens dim"] | None = None,
-        cross: Collection[str] = (),
-    ) -> list[Features]:
-        """See `Backbone`. The generator is not used."""
-        if prompt is not None or cross:
-            raise ValueError(f"{type(self).__name__} has no prompt")
-        rows, columns = (size // self.stride for size in frames.shape[-2:])
-        with full_precision(self.device.type), capture(self._modules_by_layer, self._layers) as captured:
-            self._decode(encoder_tokens(self.autoencoder, frames.to(self.device)))
-        on_grid = partial(patches_on_grid, grid=(rows, columns))
-        return [Features(name, *map(on_grid, captured.self_attention[name])) for name in self._layers]
+    def _run(self, frames: Tensor) -> None:
+        self._decode(encoder_tokens(self.model, frames))
 
     def _decode(self, tokens: Float[Tensor, "batch rows columns channels"]) -> None:
         """Runs the layers of the decoder, at the grid of the tokens instead of the one size that it is trained for."""
-        decoder = self.autoencoder.decoder
+        decoder = self.model.decoder
         positions = decoder.decoder_pos_embed.to(tokens)
         side = int(decoder.num_patches**0.5)
         of_patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()

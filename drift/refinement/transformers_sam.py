@@ -15,14 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.checkpoint_files import (
-    find_checkpoint,
-    load_part,
-    load_weights,
-    needed_files,
-    read_json,
-    weights_variant,
-)
+from drift.checkpoint_files import find_checkpoint, load_part, load_weights, needed_files, read_json
 from drift.clip import ObjectPrompt
 from drift.errors import InputError, OptionError
 from drift.options import choice
@@ -85,13 +78,8 @@ def load_transformers_sam(
     needed = partial(needed_files, dtype=torch.float32)
     path = find_checkpoint(checkpoint, needed, revision=revision, group="refinement")
     _check_family(path, checkpoint, family)
-
-    def load(folder: Path) -> Any:
-        variant = weights_variant([file.name for file in folder.iterdir()], torch.float32, folder)
-        kind = getattr(transformers, FAMILIES[family].architecture)
-        return load_weights(kind, folder, torch.float32, variant=variant)
-
-    model = load_part(path, load)
+    kind = getattr(transformers, FAMILIES[family].architecture)
+    model = load_part(path, partial(load_weights, kind, dtype=torch.float32))
     model.vision_encoder.to(precision).register_forward_hook(_to_float32)
     return model
 

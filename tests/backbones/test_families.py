@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from examples import moving_square
-from small_models import CHECKPOINTS
+from small_models import CHECKPOINTS, small_rae
 
 from drift import (
     Gaussian,
@@ -146,6 +146,37 @@ def test_captured_queries_and_keys_give_the_output_of_the_layer(load, name):
         start = queries.shape[2] - count if name == "flux" else 0
         assert torch.equal(features.queries.flatten(2, 3), queries[:, :, start : start + count])
         assert torch.equal(features.keys.flatten(2, 3), keys[:, :, start : start + count])
+
+
+@pytest.mark.parametrize("encoder", ["dinov2", "mae"])
+@torch.no_grad()
+def test_captured_queries_and_keys_give_the_output_of_the_layers_of_an_autoencoder(tmp_path, encoder):
+    small_rae(tmp_path, encoder)
+    backbone, seen = load_backbone(str(tmp_path), precision="float32", layers=None), {}
+    for weight in backbone.parameters():
+        if weight.dim() > 1:  # of the size of trained weights, so that attention is not uniform
+            torch.nn.init.normal_(weight, std=0.2, generator=generator())
+    for layer, module in backbone._modules_by_layer.items():
+        self_attention(module).register_forward_hook(
+            lambda attention, _, output, layer=layer: seen.update({layer: (attention, output)})
+        )
+    images = torch.rand(2, 3, 3 * backbone.stride, 5 * backbone.stride, generator=generator(2))
+    with capture(backbone._modules_by_layer, backbone.layers, early_exit=False) as captured:
+        backbone._run(images)
+    assert list(seen) == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+    for features in backbone.features(images, generator()):
+        attention, output = seen[features.layer]
+        queries, keys, hidden = captured.self_attention[features.layer]
+        if features.layer.startswith("encoder"):  # of transformers, with other names than in diffusers
+            attention.heads, attention.to_v = queries.shape[1], attention.v_proj
+            attention.to_out = [getattr(attention, "o_proj", None) or attention.out_proj]
+            output = output[0]
+        given = output_of(attention, hidden, None, queries, keys)
+        assert torch.allclose(given, output, rtol=1e-5, atol=1e-5), features.layer
+        uniform = output_of(attention, hidden, None, 0 * queries, keys)
+        assert (uniform - output).abs().max() > 0.1, "attention is not uniform"
+        assert torch.equal(features.queries.flatten(2, 3), queries[:, :, -15:])
+        assert torch.equal(features.keys.flatten(2, 3), keys[:, :, -15:])
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart"])
