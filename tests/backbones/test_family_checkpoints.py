@@ -19,6 +19,7 @@ from diffusers import (
 from huggingface_hub.errors import GatedRepoError
 from published_models import PUBLISHED
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from small_models import CHECKPOINTS, small_adm, small_rae, write_flow
 from transformers import (
     AutoTokenizer,
@@ -203,6 +204,20 @@ def test_a_tokenizer_of_sentencepiece_names_the_package(copied, monkeypatch):
         InputError, match=r"tokenizer: has no tokenizer.json and needs the package sentencepiece; pip"
     ):
         load(folder)
+
+
+def test_a_tokenizer_of_sentencepiece_gives_the_tokens_of_its_model(tmp_path):
+    """PixArt's tokenizer is `spiece.model` alone, without `tokenizer.json`."""
+    (tmp_path / "text").write_text("a photo of a dog\na photo of the cat\nthe dog sits on a mat\n" * 10)
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=40,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    tokenizer = prompts.load_t5_tokenizer(tmp_path)
+    expected = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model")).encode(TEXT)
+    assert tokenizer(TEXT).input_ids == [*expected, 1]
+    assert tokenizer(TEXT, padding="max_length", max_length=60).input_ids[-1] == 0
 
 
 @pytest.mark.parametrize("upcast", [True, False])
