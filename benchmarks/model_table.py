@@ -1,8 +1,9 @@
 """The table of models in `docs/models.md`: `python -m benchmarks.model_table --write docs/models.md`.
 
 What the code knows, it says: each model is built without weights from the configuration of its published checkpoint
-(`tests/published_models.py`) and described by `drift.backbones.describe`. Licences are those that the checkpoints'
-pages state. `--write` replaces what is between the two marks in the file.
+(`tests/published_models.py`) and described by `drift.backbones.describe`. Seconds and memory are those that
+`benchmarks.model_cost` measured. Licences are those that the checkpoints' pages state. `--write` replaces what is
+between the two marks in the file.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from transformers import (
 )
 
 from drift.backbones import Summary, describe
+from drift.checkpoint_files import read_json
 from drift.propagation.labels import downsampling
 
-__all__ = ["LICENCES", "main", "summaries", "table"]
+__all__ = ["COSTS", "LICENCES", "main", "summaries", "table", "write_configurations"]
 
 ROOT = Path(__file__).parents[1]
+COSTS = ROOT / "benchmarks" / "model_costs.json"
 START, END = "<!-- made by benchmarks.model_table -->", "<!-- end of the table -->"
 
 LICENCES = {
@@ -51,38 +54,53 @@ LICENCES = {
 
 _SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
 _ENCODERS: Mapping[str, PretrainedConfig] = {
-    "dinov2": Dinov2Config(**_SMALL, patch_size=14, image_size=518),
-    "dinov2_with_registers": Dinov2WithRegistersConfig(**_SMALL, patch_size=14, image_size=518),
-    "dinov3": DINOv3ViTConfig(**_SMALL, intermediate_size=1536, num_register_tokens=4),
-    "siglip2": Siglip2Config(vision_config={"hidden_size": 768, "num_hidden_layers": 12}),
+    "dinov2": Dinov2Config(**_SMALL, patch_size=14, image_size=518, architectures=["Dinov2Model"]),
+    "dinov2_with_registers": Dinov2WithRegistersConfig(
+        **_SMALL, patch_size=14, image_size=518, architectures=["Dinov2WithRegistersModel"]
+    ),
+    "dinov3": DINOv3ViTConfig(
+        **_SMALL, intermediate_size=1536, num_register_tokens=4, architectures=["DINOv3ViTModel"]
+    ),
+    "siglip2": Siglip2Config(
+        vision_config={"hidden_size": 768, "num_hidden_layers": 12},
+        text_config={"vocab_size": 256000},
+        architectures=["Siglip2Model"],
+    ),
 }
 """Configurations of the checkpoints of image encoders that the YAMLs name."""
 
 
-def summaries(names: tuple[str, ...] = tuple(LICENCES)) -> dict[str, Summary]:
-    """What the code knows of the checkpoints that the YAMLs name, for frames of 480 x 854 pixels."""
-    sys.path.insert(0, str(ROOT / "tests"))
+def write_configurations(name: str, folder: Path) -> None:
+    """The configurations of the checkpoint that a YAML names, for any choice but `tiny`; no weights but for small text
+    encoders."""
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.insert(0, str(ROOT / "tests"))
     from published_models import PUBLISHED
 
+    if name in _ENCODERS:
+        _ENCODERS[name].save_pretrained(folder)
+    else:
+        PUBLISHED[name][0](folder)
+
+
+def summaries(names: tuple[str, ...] = tuple(LICENCES)) -> dict[str, Summary]:
+    """What the code knows of the checkpoints that the YAMLs name, for frames of 480 x 854 pixels."""
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
-            folder: Path | str = Path(scratch)
-            if name == "tiny":
-                folder = "embedded:tiny"
-            elif name in _ENCODERS:
-                _ENCODERS[name].save_pretrained(folder)
-            else:
-                PUBLISHED[name][0](Path(scratch))
-            found[name] = describe(folder)
+            if name != "tiny":
+                write_configurations(name, Path(scratch))
+            found[name] = describe("embedded:tiny" if name == "tiny" else scratch)
     return found
 
 
 def table(described: Mapping[str, Summary]) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and below it why models could not be measured."""
+    costs = read_json(COSTS)
     lines = [
-        "| `backbone=` | checkpoint | layers at stride | heads x width | prompt | noise | parameters | licence |",
-        "|---|---|---|---|---|---|---|---|",
+        "| `backbone=` | checkpoint | layers at stride | heads x width | prompt | noise | parameters | seconds | GB "
+        "| licence |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, summary in described.items():
         checkpoint = yaml.safe_load((ROOT / "configs" / "backbone" / f"{name}.yaml").read_text())["backbone"][
@@ -96,10 +114,16 @@ def table(described: Mapping[str, Summary]) -> str:
             summary.prompt,
             ", ".join(summary.noises) if summary.noises != ("none",) else "none",
             _millions(summary.parameters),
+            *(f"{costs.get(name, {}).get(figure, '-')}" for figure in ("seconds", "gigabytes")),
             LICENCES[name],
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    refused = [
+        f"`{name}` was not measured: {costs[name]['refused']}."
+        for name in described
+        if "refused" in costs.get(name, {})
+    ]
+    return "\n".join([*lines, "", *refused]).rstrip()
 
 
 def _attention(summary: Summary) -> list:

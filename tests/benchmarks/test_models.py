@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 from examples import moving_square, write_davis, write_encoder
+from safetensors.torch import load_file
+from small_models import write_checkpoint_of
 
-from benchmarks import model_table, models
+from benchmarks import model_cost, model_table, models
 from benchmarks.measuring import MemoryWatch
 
 
@@ -55,6 +57,33 @@ def test_the_table_says_what_the_code_knows(tmp_path):
     )
     page = (model_table.ROOT / "docs" / "models.md").read_text()
     assert all(line in page for line in made), "docs/models.md is up to date"
+
+
+def test_a_pass_of_a_model_with_random_weights_is_measured(tmp_path):
+    for weights in write_checkpoint_of("dit", tmp_path).rglob("*.safetensors"):
+        weights.unlink()
+    model_cost.write_random_weights(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        cost = model_cost.measured("dit", str(tmp_path))
+    finally:
+        torch.set_num_threads(threads)
+    assert cost["seconds"] > 0
+    assert cost["gigabytes"] > 0.1
+    saved = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_of_a_model_that_does_not_fit_the_reason_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_cost, "COSTS", tmp_path / "costs.json")
+    monkeypatch.setattr(model_cost, "free_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(sys, "argv", ["model_cost", "--models", "flux"])
+    model_cost.main()
+    reason = "the weights of its transformer take 23.8 GB in bfloat16 and half as much again to be saved"
+    assert json.loads((tmp_path / "costs.json").read_text()) == {
+        "flux": {"refused": f"{reason}, 20.0 GB of memory are free"}
+    }
 
 
 def test_the_peak_of_a_stage_is_what_it_holds_at_once():
