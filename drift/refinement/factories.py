@@ -11,6 +11,8 @@ from drift.refinement.refinement import Refinement
 from drift.refinement.sam import SamProposer
 from drift.refinement.sam_checkpoints import load_sam
 from drift.refinement.sam_prompts import PromptSettings
+from drift.refinement.tiny_proposer import TinySamProposer
+from drift.refinement.tiny_sam import TinySam
 from drift.refinement.transformers_sam import FAMILIES, TransformersSamProposer, load_transformers_sam
 
 __all__ = ["grabcut_refiner", "load_refiner", "load_transformers_refiner", "no_refiner"]
@@ -67,7 +69,8 @@ def load_refiner(
     )
     gates = Gates(min_iou=min_iou, max_area_change=max_area_change, score_weight=score_weight)
     sam = load_sam(checkpoint, size=size, download=download)
-    proposer = SamProposer(sam, prompts=prompts, device=device, precision=precision)
+    proposer_of = TinySamProposer if isinstance(sam, TinySam) else SamProposer
+    proposer = proposer_of(sam, prompts=prompts, device=device, precision=precision)
     return Refinement(proposer, gates=gates, trust=trust, feedback=feedback)
 
 
