@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from drift.efficientnet import Block, EfficientNetLite0
 from drift.errors import InputError
 from drift.metrics.functional import jaccard
+from drift.refinement.sam_prompts import bounding_box, main_components
 from drift.refinement.tiny_decoder import STRIDE, draw_boxes, draw_masks, draw_points
 from drift.refinement.tiny_encoder import Embedding, upsampled
 from drift.refinement.tiny_sam import TinySam
@@ -25,10 +26,11 @@ from pretraining.schedule import warmup_cosine
 __all__ = ["SegmentingTraining", "mask_losses", "save_half", "start_from_imagenet"]
 
 _FOCAL, _DICE = 20.0, 1.0  # weights of the losses, as Segment Anything's
-_BOUNDARY, _COARSE = 0.5, 1.0  # of the cross-entropy near the boundary, and of the losses of the coarse mask
-_ROUNDS = (0.35, 0.25, 0.2, 0.1, 0.1)  # probabilities of 0 to 4 answers before the one that is learned from
+_BOUNDARY, _COARSE = 1.0, 1.0  # of the cross-entropy near the boundary, and of the losses of the coarse mask
+_ROUNDS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probabilities of 0 to 4 answers before the one that is learned from
+_KINDS = (0.27, 0.25, 0.13, 0.27, 0.08)  # of a box, a point, a mask, a mask and its box, a mask and the true box
 _FORGOTTEN = 0.25  # probability that the last answer is not given back, only the points that corrected it
-_FINE = 2  # objects of a scene whose fine masks are learned from, in a step
+_FINE = 3  # objects of a scene whose fine masks are learned from, in a step
 _JITTER = 0.05  # of boxes, relative to their sides
 
 
@@ -60,14 +62,16 @@ class Interaction:
         self.random, self.size = random, (guess.shape[-2], guess.shape[-1])
         self.shown = (F.avg_pool2d(truth[:, None], 2)[:, 0] > 0.5).numpy()
         count = len(truth)
-        kinds = random.choice(4, count, p=(0.3, 0.3, 0.3, 0.1))  # box, point, mask, box and mask
+        kinds = random.choice(5, count, p=_KINDS)
         self.points = torch.zeros(count, 0, 2)
         self.labels = torch.zeros(count, 0, dtype=torch.long)
-        boxes = torch.from_numpy(np.stack([_drawn_box(each, random) for each in truth.numpy() > 0.5]))
+        boxes = np.stack([_drawn_box(each, random) for each in truth.numpy() > 0.5])
+        for number in np.flatnonzero(kinds == 3):
+            boxes[number] = _box_of_guess(guess[number].numpy() > 0.5)
         has_box, has_mask = (
-            torch.from_numpy(np.isin(kinds, of))[:, None, None, None] for of in ((0, 3), (2, 3))
+            torch.from_numpy(np.isin(kinds, of))[:, None, None, None] for of in ((0, 3, 4), (2, 3, 4))
         )
-        self._boxes = draw_boxes(self.size, boxes) * has_box
+        self._boxes = draw_boxes(self.size, torch.from_numpy(boxes)) * has_box
         self._masks = draw_masks(guess.clamp(3e-4, 1 - 3e-4).logit()[:, None]) * has_mask
         self._add(np.zeros_like(self.shown), kinds == 1)
 
@@ -109,6 +113,12 @@ def _drawn_box(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return (box - 0.5).astype(np.float32)
 
 
+def _box_of_guess(mask: np.ndarray) -> np.ndarray:
+    """The box around a mask at the planes' stride, as refinement draws it, in pixels of the input."""
+    box = bounding_box(main_components(mask), 0.05)
+    return ((box + 0.5) * STRIDE - 0.5).astype(np.float32)
+
+
 class SegmentingTraining(L.LightningModule):
     """Trains a `TinySam` interactively: the next prompts are drawn from the errors of its last answer.
 
@@ -122,7 +132,7 @@ class SegmentingTraining(L.LightningModule):
     def __init__(self, sam: TinySam, *, max_steps: int, learning_rate: float = 2e-3) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["sam"])
-        self.sam = sam.train().to(memory_format=torch.channels_last)
+        self.sam = sam.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for kept in (sam.image_encoder.stem, sam.image_encoder.stages):
             kept.requires_grad_(False)
 

@@ -31,25 +31,25 @@ def load_refiner(
     precision: str = "auto",
     box: bool = True,
     margin: float = 0.05,
-    positive_points: int = 4,
-    negative_points: int = 4,
+    positive_points: int = 0,
+    negative_points: int = 0,
     mask: bool = True,
     mask_limit: float = 8.0,
     min_iou: float = 0.5,
     max_area_change: float = 2.0,
     score_weight: float = 0.0,
-    trust: float = 0.7,
+    trust: float = 0.5,
     feedback: bool = False,
     seed: int = 0,
 ) -> Refinement:
     """Refinement by Segment Anything ("SAM-guided mask refinement" in `docs/method.md`, arXiv 2511.19936).
 
     The defaults are those of `configs/refinement/sam_tiny.yaml`. For the official models, `sam.yaml` sets
-    `score_weight=0.5` and `trust=1.0`.
+    `positive_points=4`, `negative_points=4`, `score_weight=0.5` and `trust=1.0`.
 
     Args:
         checkpoint, size, download: see `load_sam`.
-        device, precision: see `SamProposer`.
+        device, precision: see `SamProposer` and, for the embedded model, `TinySamProposer`.
         box, margin, positive_points, negative_points, mask, mask_limit, seed: see `PromptSettings`.
         min_iou, max_area_change, score_weight: see `Gates`.
         trust, feedback: see `Refinement`.

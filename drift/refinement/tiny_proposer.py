@@ -12,9 +12,12 @@ from drift.clip import ObjectPrompt
 from drift.precision import full_precision, resolved_precision
 from drift.refinement.refinement import Proposals
 from drift.refinement.sam_prompts import PromptSettings, prompts_of_object
-from drift.refinement.tiny_sam import MASK_STRIDE, TinySam
+from drift.refinement.tiny_encoder import Embedding
+from drift.refinement.tiny_sam import COARSE_SIDE, FINE_SIDE, MASK_STRIDE, TinySam
 
 __all__ = ["TinySamProposer"]
+
+_ANSWERS = 4  # to boxes and points, at the usual size; each corrects the last one
 
 
 class TinySamProposer(nn.Module):
@@ -79,33 +82,59 @@ class TinySamProposer(nn.Module):
     def segment(
         self, frame: UInt8[Tensor, "height width 3"], prompt: ObjectPrompt
     ) -> Bool[Tensor, "height width"]:
-        """See `Segmenter.segment`. Points are answered one after the other, each given the last answer."""
+        """See `Segmenter.segment`.
+
+        The model answers several times, each time given its last answer. Without a box its first answers are at
+        `COARSE_SIDE`, one point after the other: there it sees more of the frame from a point.
+        """
         size = frame.shape[0], frame.shape[1]
-        down, across = (length / whole for length, whole in zip(self.sam.input_size(size), size, strict=True))
+        logits: Tensor | None = None
+        with full_precision(self._device.type):
+            if prompt.box is None:
+                embedding, prompts = self._asked(frame, prompt, COARSE_SIDE)
+                for count in range(1, len(prompt.points) + 1):
+                    logits = self.sam.predict(embedding, **_first(prompts, count), logits=logits)
+            embedding, prompts = self._asked(frame, prompt, FINE_SIDE)
+            for _ in range(_ANSWERS):
+                if logits is not None:
+                    logits = F.interpolate(logits, self.grid(size), mode="bilinear", align_corners=False)
+                logits = self.sam.predict(embedding, **prompts, logits=logits)
+        assert logits is not None
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0, 0] > 0
+
+    def _asked(
+        self, frame: Tensor, prompt: ObjectPrompt, side: int
+    ) -> tuple[Embedding, dict[str, Tensor | None]]:
+        """Embedding of the frame at this size, and boxes, points and labels in its pixels."""
+        size = frame.shape[0], frame.shape[1]
+        down, across = (
+            length / whole for length, whole in zip(self.sam.input_size(size, side), size, strict=True)
+        )
         boxes = None
         if prompt.box is not None:
             corners = (
                 np.array(prompt.box, np.float32).reshape(1, 2, 2) - 0.5
-            )  # of pixels whose centres are integers
+            )  # from edges to centres of pixels
             boxes = torch.from_numpy(_input_pixels(corners, across, down)).reshape(1, 4).to(self._device)
         points = np.array(prompt.points, np.float32).reshape(1, -1, 2)
-        points = torch.from_numpy(_input_pixels(points, across, down)).to(self._device)
-        labels = torch.tensor([prompt.inside], dtype=torch.long, device=self._device).reshape(1, -1)
-        with full_precision(self._device.type):
-            embedding, logits = self._embed(frame), None
-            for count in range(0 if boxes is not None else 1, len(prompt.points) + 1):
-                logits = self.sam.predict(
-                    embedding, boxes=boxes, points=points[:, :count], labels=labels[:, :count], logits=logits
-                )
-        assert logits is not None
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0, 0] > 0
+        prompts = {
+            "boxes": boxes,
+            "points": torch.from_numpy(_input_pixels(points, across, down)).to(self._device),
+            "labels": torch.tensor([prompt.inside], dtype=torch.long, device=self._device).reshape(1, -1),
+        }
+        return self._embed(frame, side), prompts
 
     @property
     def _device(self) -> torch.device:
         return self.sam.mask_decoder.mask.weight.device
 
-    def _embed(self, frame: Tensor):  # type: ignore[no-untyped-def]
-        return self.sam.embed(frame.to(self._device).permute(2, 0, 1).float())
+    def _embed(self, frame: Tensor, side: int = FINE_SIDE) -> Embedding:
+        return self.sam.embed(frame.to(self._device).permute(2, 0, 1).float(), side)
+
+
+def _first(prompts: dict[str, Tensor | None], points: int) -> dict[str, Tensor | None]:
+    """The first points only."""
+    return {name: None if each is None else each[:, :points] for name, each in prompts.items()}
 
 
 def _input_pixels(coordinates: np.ndarray, across: float, down: float) -> np.ndarray:

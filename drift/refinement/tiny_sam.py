@@ -18,11 +18,12 @@ from drift.refinement.tiny_decoder import (
 )
 from drift.refinement.tiny_encoder import Embedding, TinyImageEncoder
 
-__all__ = ["MASK_STRIDE", "TinySam"]
+__all__ = ["COARSE_SIDE", "FINE_SIDE", "MASK_STRIDE", "TinySam"]
 
 MASK_STRIDE = 2
 """Pixels of the input per pixel of predicted masks."""
-_SIDE = 512  # of the input, the longer one
+FINE_SIDE, COARSE_SIDE = 640, 384
+"""Longer sides of the input in pixels: the usual one, and that of the training, at which points find whole objects."""
 _MEAN, _STD = 127.0, 128.0  # of pixels in [0, 255]
 
 
@@ -38,9 +39,9 @@ class TinySam(nn.Module):
         self.mask_decoder = TinyMaskDecoder()
 
     @staticmethod
-    def input_size(frame: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the input for a frame of this height and width."""
-        scale = _SIDE / max(frame) / COARSEST_STRIDE
+    def input_size(frame: tuple[int, int], side: int = FINE_SIDE) -> tuple[int, int]:
+        """Height and width of the input for a frame of this height and width; `side` is the longer one."""
+        scale = side / max(frame) / COARSEST_STRIDE
         return max(round(frame[0] * scale), 1) * COARSEST_STRIDE, max(
             round(frame[1] * scale), 1
         ) * COARSEST_STRIDE
@@ -50,9 +51,9 @@ class TinySam(nn.Module):
         """Normalizes RGB images in [0, 255]."""
         return (images - _MEAN) / _STD
 
-    def embed(self, frame: Float[Tensor, "3 height width"]) -> Embedding:
+    def embed(self, frame: Float[Tensor, "3 height width"], side: int = FINE_SIDE) -> Embedding:
         """Embedding of an RGB frame in [0, 255], computed in the encoder's data type, returned in float32."""
-        size = self.input_size((frame.shape[-2], frame.shape[-1]))
+        size = self.input_size((frame.shape[-2], frame.shape[-1]), side)
         resized = F.interpolate(frame[None], size, mode="bilinear", align_corners=False, antialias=True)
         inputs = self.preprocess(resized).to(self.image_encoder.stem.weight.dtype)
         strides = self.image_encoder.strides(inputs.contiguous(memory_format=torch.channels_last))
