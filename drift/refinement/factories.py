@@ -35,8 +35,8 @@ def load_refiner(
     negative_points: int = 0,
     mask: bool = True,
     mask_limit: float = 8.0,
-    min_iou: float = 0.5,
-    max_area_change: float = 2.0,
+    min_iou: float = 0.3,
+    max_area_change: float = 3.0,
     score_weight: float = 0.0,
     trust: float = 0.5,
     feedback: bool = False,
@@ -45,7 +45,8 @@ def load_refiner(
     """Refinement by Segment Anything ("SAM-guided mask refinement" in `docs/method.md`, arXiv 2511.19936).
 
     The defaults are those of `configs/refinement/sam_tiny.yaml`. For the official models, `sam.yaml` sets
-    `positive_points=4`, `negative_points=4`, `score_weight=0.5` and `trust=1.0`.
+    `positive_points=4`, `negative_points=4`, `min_iou=0.5`, `max_area_change=2.0`, `score_weight=0.5` and
+    `trust=1.0`.
 
     Args:
         checkpoint, size, download: see `load_sam`.
