@@ -69,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and weights")
     parser.add_argument(
-        "--steps", type=int, default=4500, help="of 4 scenes with 4 objects each, at 384 pixels"
+        "--steps", type=int, default=3400, help="of 4 scenes with 4 objects each, at 384 pixels"
     )
-    parser.add_argument("--batches", type=int, default=480, help="of 4 scenes each, that are drawn before")
+    parser.add_argument("--batches", type=int, default=477, help="of 4 scenes each, that are drawn before")
     parser.add_argument("--threads", type=int, default=1, help="beside the one that draws the scenes")
     parser.add_argument("--seed", type=int, default=0)
     return parser
