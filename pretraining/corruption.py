@@ -17,6 +17,8 @@ def corrupted(
     others: Float[np.ndarray, "rows columns"],
     tokens: int,
     random: np.random.Generator,
+    *,
+    strength: float = 1.0,
 ) -> Float[np.ndarray, "rows columns"]:
     """A probability in [0, 1] for an object: on coarse tokens displaced, grown or shrunk, blurred, with parts
     missing, with parts of what is beside it or far away, with islands and holes.
@@ -26,8 +28,8 @@ def corrupted(
         others: how much of each other objects cover.
         tokens: across the longer side; the errors are as large as tokens are.
         random: draws the errors.
+        strength: of the errors at most, in (0, 1].
     """
-    strength = 1.0
     while True:
         soft = _once(cover, others, tokens, strength, random)
         guess, truth = soft > 0.5, cover > 0.5

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
 from drift.errors import InputError
-from pretraining.pictures import Cutout
 from pretraining.scenes import SceneDataset
 
 __all__ = ["fit", "newest_whole_checkpoint"]
@@ -28,7 +27,7 @@ class _SceneData(L.LightningDataModule):
     def __init__(
         self,
         dataset: Callable[..., Dataset],
-        pictures: tuple[list[Cutout], list],
+        sources: tuple,
         *,
         side: int,
         batch_size: int,
@@ -36,14 +35,14 @@ class _SceneData(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.dataset, self.pictures, self.side, self.batch_size = dataset, pictures, side, batch_size
+        self.dataset, self.sources, self.side, self.batch_size = dataset, sources, side, batch_size
         self.max_steps, self.seed = max_steps, seed
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         done, processes = self.trainer.global_step, self.trainer.world_size
         batches = self.dataset(
-            *self.pictures,
+            *self.sources,
             side=self.side,
             length=self.max_steps * processes,  # Lightning counts those of before the resume as well
             batch_size=self.batch_size // processes,
@@ -106,7 +105,7 @@ class _Checkpoints(ModelCheckpoint):
 
 def fit(
     module: L.LightningModule,
-    pictures: tuple[list[Cutout], list],
+    sources: tuple,
     *,
     folder: Path,
     max_steps: int,
@@ -122,9 +121,9 @@ def fit(
     """Trains `module` for `max_steps`, resuming from the newest readable checkpoint in `folder`.
 
     At the end the module holds the exponential moving average of its weights. Every start writes its
-    losses into a folder of its own, `folder/log/from_STEP`. `dataset` gives the batches, as `SceneDataset`
-    does. With several `processes` each takes its share of every batch, which on a CPU is faster than as many
-    threads.
+    losses into a folder of its own, `folder/log/from_STEP`. `dataset` gives the batches from `sources`, as
+    `SceneDataset` does from cut-outs and backgrounds. With several `processes` each takes its share of every batch,
+    which on a CPU is faster than as many threads.
 
     Raises:
         InputError: a checkpoint could not be written; those before it are untouched.
@@ -146,7 +145,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    scenes = _SceneData(dataset, pictures, side=side, batch_size=batch_size, max_steps=max_steps, seed=seed)
+    scenes = _SceneData(dataset, sources, side=side, batch_size=batch_size, max_steps=max_steps, seed=seed)
     trainer.fit(
         module, datamodule=scenes, ckpt_path=None if resumed is None else str(resumed), weights_only=False
     )

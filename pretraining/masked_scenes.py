@@ -1,4 +1,4 @@
-"""Generated scenes with exact masks and prompts derived from corrupted masks."""
+"""Generated scenes with exact masks of their objects."""
 
 from __future__ import annotations
 
@@ -8,128 +8,137 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from drift.refinement.decoding import MASK_STRIDE, PromptTensors, stacked
-from drift.refinement.sam_prompts import Prompts, PromptSettings, prompts_of
-from pretraining.corruption import corrupted
 from pretraining.pictures import Cutout
-from pretraining.scenes import EndlessScenes, imagine, render
+from pretraining.scenes import Light, PlacedObject, imagine, render
 
-__all__ = ["MaskedBatch", "MaskedSceneDataset"]
+__all__ = ["MaskedScene", "draw_scene", "drawn_size"]
 
-OBJECTS = 4  # prompts a scene
-_ASPECTS = ((9, 16), (9, 16), (3, 4), (1, 1), (16, 9))  # heights and widths, one for each batch
-_TOKENS = (50, 130)  # a tracker's, across the longer side
-_TEXTURED = 0.25  # of the cut-outs show a piece of a wallpaper instead: shape and colours tell nothing
-_SMALLEST, _LARGEST = 0.0015, 0.8  # of the picture: objects that are asked for
-_STREAK = 9  # pixels of motion blur at most
+_SIZES = ((7, 12), (7, 12), (7, 12), (7, 12), (12, 7))  # heights and widths over the longest
+_TEXTURED = 0.15  # of the cut-outs show a piece of a wallpaper instead: shape and colours tell nothing
+_SMALLEST, _LARGEST = 0.002, 0.7  # of the picture: objects that are asked for
+_MAGNIFIED = 3.0  # a cut-out is shown at most this many times as large as it is
+_STREAK = 7  # pixels of motion blur at most
+_JOINED = 0.3  # probability that two objects that touch are asked for as one
+_MOST = 6  # masks a scene
 
 
-class MaskedBatch(NamedTuple):
-    """A batch of scenes with `OBJECTS` prompts each.
+class MaskedScene(NamedTuple):
+    """A picture and the masks of what is asked for in it.
 
     Attributes:
-        images: RGB in [0, 255], `(scenes, 3, height, width)`.
-        prompts: of each scene's objects.
-        truth: how much of each pixel on the masks' grid the object covers, `(scenes, objects, rows, columns)`.
-        guess: the corrupted mask, likewise.
+        image: RGB in [0, 255], `(height, width, 3)` uint8.
+        covers: how much of each 2 x 2 pixels each object covers, `(objects, height / 2, width / 2)` in [0, 1].
     """
 
-    images: Tensor
-    prompts: list[PromptTensors]
-    truth: Tensor
-    guess: Tensor
+    image: np.ndarray
+    covers: np.ndarray
 
 
-class MaskedSceneDataset(EndlessScenes[MaskedBatch]):
-    """Scenes with prompts; `side` is the longer one of their pictures."""
+def drawn_size(side: int, random: np.random.Generator) -> tuple[int, int]:
+    """Random height and width, the longer one `side` pixels."""
+    height, width = _SIZES[random.integers(len(_SIZES))]
+    return side * height // 12, side * width // 12
 
-    def batch(self, number: int) -> MaskedBatch:
-        """Batch of the given number; all scenes have the same aspect ratio."""
-        random = np.random.default_rng((self.seed, number))
-        height, width = _ASPECTS[random.integers(len(_ASPECTS))]
-        size = (self.side * height // max(height, width), self.side * width // max(height, width))
-        scenes = [self._scene(size, random) for _ in range(self.batch_size)]
-        images, prompts, truth, guess = zip(*scenes, strict=True)
-        return MaskedBatch(torch.stack(images), list(prompts), torch.stack(truth), torch.stack(guess))
 
-    def _scene(
-        self, size: tuple[int, int], random: np.random.Generator
-    ) -> tuple[Tensor, PromptTensors, Tensor, Tensor]:
-        picture, covers = self._picture(size, random)
-        grid = (size[1] // MASK_STRIDE, size[0] // MASK_STRIDE)
-        covers = [cv2.resize(cover, grid, interpolation=cv2.INTER_AREA) for cover in covers]
-        shown = [n for n, cover in enumerate(covers) if _SMALLEST < (cover > 0.5).mean() < _LARGEST]
-        if not shown:
-            return self._scene(size, random)
-        guesses, truth, prompts = [], [], []
-        for place in range(OBJECTS):
-            own = covers[shown[place % len(shown)]]
-            others = _highest(covers, shown[place % len(shown)])
-            guess = corrupted(own, others, int(random.integers(*_TOKENS)), random)
-            prompts.append(_prompts(guess, others, random))
-            guesses.append(torch.from_numpy(guess))
-            truth.append(torch.from_numpy(own))
-        image = torch.from_numpy(picture).permute(2, 0, 1)
-        return image, stacked(prompts, self.side), torch.stack(truth), torch.stack(guesses)
-
-    def _picture(
-        self, size: tuple[int, int], random: np.random.Generator
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A scene as a camera sees it, `(height, width, 3)` float32 in [0, 255], and its objects' covers."""
-        scene = imagine(self.cutouts, self.grounds, random, kinds=int(random.integers(1, 6)))
-        objects = tuple(
-            replace(placed, cutout=self._textured(placed.cutout, random))
-            if random.random() < _TEXTURED
-            else placed
-            for placed in scene.objects
-        )
-        picture, covers = render(replace(scene, objects=objects), self.side, random)
-        top, left = ((self.side - n) // 2 for n in size)
+def draw_scene(
+    cutouts: Sequence[Cutout],
+    grounds: Sequence[np.ndarray],
+    size: tuple[int, int],
+    random: np.random.Generator,
+) -> MaskedScene:
+    """A random scene of `size` (height, width) with at least one object of useful size."""
+    side = max(size)
+    while True:
+        scene = imagine(cutouts, grounds, random, kinds=int(random.integers(1, 6)))
+        objects = tuple(_varied(placed, scene.ground, grounds, size, random) for placed in scene.objects)
+        lights = (Light.drawn(random, 0.5),)
+        picture, covers = render(replace(scene, objects=objects, ground_lights=lights), side, random)
+        top, left = ((side - n) // 2 for n in size)
         crop = (slice(top, top + size[0]), slice(left, left + size[1]))
-        return _filmed(picture[crop], random), [cover[crop] for cover in covers]
-
-    def _textured(self, cutout: Cutout, random: np.random.Generator) -> Cutout:
-        height, width = cutout.rgba.shape[:2]
-        ground = self.grounds[int(random.integers(len(self.grounds)))]
-        scale = random.uniform(1, 2) * max(height / ground.shape[0], width / ground.shape[1])
-        if scale > 1:
-            ground = cv2.resize(ground, None, fx=scale, fy=scale)
-        top, left = (
-            int(random.integers(a - b + 1)) for a, b in zip(ground.shape, (height, width), strict=False)
-        )
-        colours = ground[top : top + height, left : left + width]
-        return replace(cutout, rgba=np.dstack([colours, cutout.rgba[..., 3]]))
+        grid = (size[1] // 2, size[0] // 2)
+        halves = [cv2.resize(cover[crop], grid, interpolation=cv2.INTER_AREA) for cover in covers]
+        masks = [cover for cover in [*_joined(halves, random), *halves] if _is_useful(cover)]
+        if masks:
+            return MaskedScene(_filmed(picture[crop], random), np.stack(masks[:_MOST]))
 
 
-def _highest(covers: Sequence[np.ndarray], but: int) -> np.ndarray:
-    rest = [cover for number, cover in enumerate(covers) if number != but]
-    return np.max(rest, axis=0) if rest else np.zeros_like(covers[but])
+def _is_useful(cover: np.ndarray) -> bool:
+    return bool(_SMALLEST < (cover > 0.5).mean() < _LARGEST)
 
 
-def _prompts(guess: np.ndarray, others: np.ndarray, random: np.random.Generator) -> Prompts:
-    """Of any numbers of points, on as many places."""
-    usual = PromptSettings(seed=int(random.integers(2**31)), margin=random.uniform(0, 0.12))
-    prompts = prompts_of(guess, others, usual)
-    if random.random() < 0.3:
-        dropped = random.random(len(prompts.labels)) < 0.5
-        prompts = replace(prompts, labels=np.where(dropped, -1, prompts.labels))
-    return prompts
+def _joined(covers: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+    """The union of two objects that touch, such as a rider and a horse, sometimes."""
+    grown = [cv2.dilate(cover, np.ones((3, 3), np.uint8)) > 0.5 for cover in covers]
+    pairs = [(a, b) for a in range(len(covers)) for b in range(a) if (grown[a] & grown[b]).any()]
+    if not pairs or random.random() > _JOINED:
+        return []
+    first, second = pairs[random.integers(len(pairs))]
+    return [np.clip(covers[first] + covers[second], 0, 1)]
+
+
+def _varied(
+    placed: PlacedObject,
+    ground: np.ndarray,
+    grounds: Sequence[np.ndarray],
+    size: tuple[int, int],
+    random: np.random.Generator,
+) -> PlacedObject:
+    """Inside the crop, not magnified too much; with a wallpaper's texture, or with colours nearer to the ground's."""
+    cutout, side = placed.cutout, max(size)
+    reach = (0.9 * size[1] / side, 0.9 * size[0] / side)
+    x, y = (0.5 + part * (at - 0.5) for at, part in zip(placed.placement.centre, reach, strict=True))
+    placement = replace(placed.placement, centre=(x, y))
+    if random.random() < _TEXTURED:
+        texture = ground if random.random() < 0.3 else grounds[int(random.integers(len(grounds)))]
+        cutout = _textured(cutout, texture, placement.size * side, random)
+    else:
+        largest = _MAGNIFIED * max(cutout.rgba.shape) / side
+        placement = replace(placement, size=min(placement.size, largest))
+        cutout = _matched(cutout, ground, random.uniform(0, 0.7))
+    return replace(placed, cutout=cutout, placement=placement, lights=(Light.drawn(random, 0.4),))
+
+
+def _textured(cutout: Cutout, ground: np.ndarray, length: float, random: np.random.Generator) -> Cutout:
+    alpha = cutout.rgba[..., 3]
+    scale = min(max(length, 48), 512) / max(alpha.shape)
+    alpha = cv2.resize(alpha, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    height, width = alpha.shape
+    scale = random.uniform(1, 2) * max(height / ground.shape[0], width / ground.shape[1], 0.4)
+    ground = cv2.resize(ground, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    top, left = (
+        int(random.integers(max(a - b, 0) + 1)) for a, b in zip(ground.shape, alpha.shape, strict=False)
+    )
+    colours = cv2.resize(ground[top : top + height, left : left + width], (width, height))
+    return replace(cutout, rgba=np.dstack([colours, alpha]))
+
+
+def _matched(cutout: Cutout, ground: np.ndarray, strength: float) -> Cutout:
+    """Moves mean and deviation of the colours towards the ground's."""
+    rgb, shown = cutout.rgba[..., :3].astype(np.float32), cutout.rgba[..., 3] > 128
+    if not shown.any():
+        return cutout
+    mean, deviation = rgb[shown].mean(0), rgb[shown].std(0) + 1
+    pixels = ground[::8, ::8].reshape(-1, 3).astype(np.float32)
+    matched = (rgb - mean) / deviation * (pixels.std(0) + 1) + pixels.mean(0)
+    rgb = np.clip(rgb + strength * (matched - rgb), 0, 255).astype(np.uint8)
+    return replace(cutout, rgba=np.dstack([rgb, cutout.rgba[..., 3]]))
 
 
 def _filmed(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Randomly adds motion blur or compression artefacts."""
-    if random.random() < 0.25:
+    """As uint8; randomly adds motion blur, blur and compression artefacts."""
+    chance = random.random()
+    if chance < 0.2:
         length = int(random.integers(3, _STREAK + 1))
         turn = cv2.getRotationMatrix2D(((length - 1) / 2,) * 2, random.uniform(0, 180), 1)
         line = np.zeros((length, length), np.float32)
         line[length // 2] = 1
         kernel = cv2.warpAffine(line, turn, (length, length))
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
+    elif chance < 0.6:
+        picture = cv2.GaussianBlur(picture, (0, 0), random.uniform(0.4, 1.0))
     coded = np.clip(picture * 255, 0, 255).astype(np.uint8)
-    if random.random() < 0.4:
-        _, file = cv2.imencode(".jpg", coded, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(30, 90))])
+    if random.random() < 0.5:
+        _, file = cv2.imencode(".jpg", coded, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(40, 92))])
         coded = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    return coded.astype(np.float32)
+    return coded

@@ -360,13 +360,17 @@ def find_photographs(*, max_side: int = 1024) -> list[np.ndarray]:
     return [np.asarray(picture) for picture in pictures if picture is not None]
 
 
-def load_pictures(root: Path) -> tuple[list[Cutout], list[np.ndarray]]:
+def load_pictures(root: Path, *, max_side: int = 320) -> tuple[list[Cutout], list[np.ndarray]]:
     """Cut-outs and backgrounds for training, found below `root`.
+
+    Args:
+        root: see `find_cutouts`.
+        max_side: of the cut-outs, in pixels.
 
     Raises:
         InputError: there are too few; the message names the packages to install.
     """
-    cutouts, backgrounds = find_cutouts(root), find_backgrounds(root)
+    cutouts, backgrounds = find_cutouts(root, max_side=max_side), find_backgrounds(root)
     if len(cutouts) < 10 or len(backgrounds) < 10:
         raise InputError(
             f"{root}: only {len(cutouts)} cut-outs and {len(backgrounds)} backgrounds found; "

@@ -12,34 +12,42 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from drift.command_line import keep_freed_memory
 from drift.errors import DriftError
-from drift.refinement.architectures import build_tiny
+from drift.refinement.tiny_sam import TinySam
+from pretraining.encoded_scenes import SCENES, EncodedScenes, encode_scenes
 from pretraining.fitting import fit
-from pretraining.masked_scenes import MaskedSceneDataset
-from pretraining.pictures import PACKAGES, load_pictures
+from pretraining.pictures import PACKAGES
 from pretraining.segmenting import SegmentingTraining, save_half, start_from_imagenet
 
 __all__ = ["main"]
+
+_SIDE = 384  # pixels of the scenes' longer side
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains the model, resuming from the newest checkpoint, and writes its weights."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    torch.set_flush_denormal(True)  # the losses of nearly right masks are full of them, and they are slow
+    L.seed_everything(options.seed, verbose=False)
+    sam, scenes = TinySam(), options.output / "scenes"
     try:
-        pictures = load_pictures(options.pictures)
-        L.seed_everything(options.seed, verbose=False)
-        sam = build_tiny()
         start_from_imagenet(sam.image_encoder)
+        encode_scenes(
+            sam.image_encoder, options.pictures, scenes, count=options.batches, side=_SIDE, seed=options.seed
+        )
         fit(
             SegmentingTraining(sam, max_steps=options.steps),
-            pictures,
-            dataset=MaskedSceneDataset,
+            (scenes, options.batches),
+            dataset=EncodedScenes,
             folder=options.output / "sam",
             max_steps=options.steps,
-            side=sam.image_encoder.img_size,
-            batch_size=4,
+            side=_SIDE,
+            batch_size=SCENES,
             seed=options.seed,
+            precision="32-true",
             save_every=200,
         )
     except DriftError as error:
@@ -61,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and weights")
     parser.add_argument(
-        "--steps", type=int, default=2800, help="of 4 scenes with 4 prompts each, at 640 pixels"
+        "--steps", type=int, default=3400, help="of 4 scenes with 4 objects each, at 384 pixels"
     )
+    parser.add_argument("--batches", type=int, default=477, help="of 4 scenes each, that are drawn before")
     parser.add_argument("--threads", type=int, default=1, help="beside the one that draws the scenes")
     parser.add_argument("--seed", type=int, default=0)
     return parser

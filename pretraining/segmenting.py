@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -14,13 +15,23 @@ from torch.nn import functional as F
 from drift.efficientnet import Block, EfficientNetLite0
 from drift.errors import InputError
 from drift.metrics.functional import jaccard
-from drift.refinement.decoding import Kinds, candidates, without_padding
-from pretraining.masked_scenes import MaskedBatch
+from drift.refinement.sam_prompts import bounding_box, main_components
+from drift.refinement.tiny_decoder import STRIDE, draw_boxes, draw_masks, draw_points
+from drift.refinement.tiny_encoder import Embedding, upsampled
+from drift.refinement.tiny_sam import TinySam
+from pretraining.encoded_scenes import MaskedBatch
+from pretraining.interaction import next_point
 from pretraining.schedule import warmup_cosine
 
 __all__ = ["SegmentingTraining", "mask_losses", "save_half", "start_from_imagenet"]
 
-_FOCAL, _DICE, _SCORE = 20.0, 1.0, 1.0  # weights of the losses, as Segment Anything's
+_FOCAL, _DICE = 20.0, 1.0  # weights of the losses, as Segment Anything's
+_BOUNDARY, _COARSE = 1.0, 1.0  # of the cross-entropy near the boundary, and of the losses of the coarse mask
+_ROUNDS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probabilities of 0 to 4 answers before the one that is learned from
+_KINDS = (0.27, 0.25, 0.13, 0.27, 0.08)  # a box, a point, a mask, a mask and its box, a mask and the true box
+_FORGOTTEN = 0.25  # probability that the last answer is not given back, only the points that corrected it
+_FINE = 3  # objects of a scene whose fine masks are learned from, in a step
+_JITTER = 0.05  # of boxes, relative to their sides
 
 
 def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
@@ -38,8 +49,78 @@ def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
     return _FOCAL * focal + _DICE * dice
 
 
+class Interaction:
+    """Prompts of objects, which begin with a box, a point or a corrupted mask, and to which points are added.
+
+    Args:
+        truth: the objects, `(objects, rows, columns)` at stride 2, in [0, 1].
+        guess: corrupted masks at the planes' stride, likewise.
+        random: draws kinds of prompts, boxes and points.
+    """
+
+    def __init__(self, truth: Tensor, guess: Tensor, random: np.random.Generator) -> None:
+        self.random, self.size = random, (guess.shape[-2], guess.shape[-1])
+        self.shown = (F.avg_pool2d(truth[:, None], 2)[:, 0] > 0.5).numpy()
+        count = len(truth)
+        kinds = random.choice(5, count, p=_KINDS)
+        self.points = torch.zeros(count, 0, 2)
+        self.labels = torch.zeros(count, 0, dtype=torch.long)
+        boxes = np.stack([_drawn_box(each, random) for each in truth.numpy() > 0.5])
+        for number in np.flatnonzero(kinds == 3):
+            boxes[number] = _box_of_guess(guess[number].numpy() > 0.5)
+        has_box, has_mask = (
+            torch.from_numpy(np.isin(kinds, of))[:, None, None, None] for of in ((0, 3, 4), (2, 3, 4))
+        )
+        self._boxes = draw_boxes(self.size, torch.from_numpy(boxes)) * has_box
+        self._masks = draw_masks(guess.clamp(3e-4, 1 - 3e-4).logit()[:, None]) * has_mask
+        self._add(np.zeros_like(self.shown), kinds == 1)
+
+    @property
+    def planes(self) -> Tensor:
+        """As `TinyMaskDecoder` reads them."""
+        points = draw_points(self.size, self.points, self.labels)
+        planes = torch.cat([points, self._boxes, self._masks], 1)
+        return planes.contiguous(memory_format=torch.channels_last)
+
+    def correct(self, logits: Tensor) -> None:
+        """Adds a point in an error of each answer, and gives the answer back as the mask prompt.
+
+        Args:
+            logits: of the answers at the planes' stride, `(objects, 1, rows, columns)`.
+        """
+        self._add(logits[:, 0].numpy() > 0, np.ones(len(logits), bool))
+        kept = torch.from_numpy(self.random.random(len(logits)) > _FORGOTTEN)[:, None, None, None]
+        self._masks = draw_masks(logits) * kept
+
+    def _add(self, masks: np.ndarray, wanted: np.ndarray) -> None:
+        points = np.zeros((len(masks), 1, 2), np.float32)
+        labels = np.full((len(masks), 1), -1)
+        wrong = (masks != self.shown).any((1, 2))
+        for number in np.flatnonzero(wanted & wrong):
+            column, row, inside = next_point(self.shown[number], masks[number], self.random)
+            points[number] = (np.array([column, row]) + self.random.random(2)) * STRIDE - 0.5
+            labels[number] = inside
+        self.points = torch.cat([self.points, torch.from_numpy(points)], 1)
+        self.labels = torch.cat([self.labels, torch.from_numpy(labels)], 1)
+
+
+def _drawn_box(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The box around a mask at stride 2, in pixels of the input; every second one is drawn carelessly."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) * 2
+    if random.random() < 0.5:
+        box += np.tile(box[2:] - box[:2], 2) * random.normal(0, _JITTER, 4)
+    return (box - 0.5).astype(np.float32)
+
+
+def _box_of_guess(mask: np.ndarray) -> np.ndarray:
+    """The box around a mask at the planes' stride, as refinement draws it, in pixels of the input."""
+    box = bounding_box(main_components(mask), 0.05)
+    return ((box + 0.5) * STRIDE - 0.5).astype(np.float32)
+
+
 class SegmentingTraining(L.LightningModule):
-    """Trains a Sam to predict exact masks from prompts derived from corrupted masks.
+    """Trains a `TinySam` interactively: the next prompts are drawn from the errors of its last answer.
 
     Args:
         sam: trained in place, but for the convolutions that `start_from_imagenet` sets: features that know
@@ -48,34 +129,35 @@ class SegmentingTraining(L.LightningModule):
         learning_rate: its peak.
     """
 
-    def __init__(self, sam: Any, *, max_steps: int, learning_rate: float = 1e-3) -> None:
+    def __init__(self, sam: TinySam, *, max_steps: int, learning_rate: float = 2e-3) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["sam"])
-        self.sam = sam.train().to(memory_format=torch.channels_last)
+        self.sam = sam.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for kept in (sam.image_encoder.stem, sam.image_encoder.stages):
             kept.requires_grad_(False)
 
     def training_step(self, batch: MaskedBatch, batch_index: int) -> Tensor:
-        """Loss of the single mask, of the best of the multiple masks, and of the predicted IoUs."""
-        encoder = self.sam.image_encoder
-        content = (batch.images.shape[-2], batch.images.shape[-1])
-        embeddings = without_padding(encoder, encoder(self.sam.preprocess(batch.images)), content)
-        kinds = _drawn_kinds()
-        losses, lifts = [], []
-        for scene, prompts in enumerate(batch.prompts):
-            truth = batch.truth[scene]
-            rows, columns = truth.shape[-2:]
-            masks, scores = candidates(self.sam, embeddings[scene : scene + 1], prompts, kinds)
-            masks = masks[..., :rows, :columns].float()
-            each = mask_losses(masks, truth[:, None].expand_as(masks))
-            shown = truth > 0.5
-            ious = jaccard(masks.detach() > 0, shown[:, None].expand(masks.shape)).float()
-            foretold = F.mse_loss(scores.float(), ious)
-            losses.append(each[:, 0].mean() + each[:, 1:].amin(1).mean() + _SCORE * foretold)
-            lifts.append((ious[:, 0] - jaccard(batch.guess[scene] > 0.5, shown)).mean())
-        loss = torch.stack(losses).mean()
-        self.log_dict({"loss": loss, "lift": torch.stack(lifts).mean()})
+        """Loss of the answer after a random number of rounds."""
+        embedding = self.sam.image_encoder.joined([each.float() for each in batch.strides])
+        truth = batch.truth.flatten(0, 1)
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        interaction = self._interacted(embedding, Interaction(truth, batch.guess.flatten(0, 1), random))
+        decoder, frames = self.sam.mask_decoder, len(batch.truth)
+        coarse = decoder.coarse(embedding, interaction.planes)
+        # Fine masks of some objects only: they take much time and have few weights.
+        some = (each.unflatten(0, (frames, -1))[:, :_FINE].flatten(0, 1) for each in coarse)
+        fine, exact = decoder.fine(embedding, *some)[:, 0], batch.truth[:, :_FINE].flatten(0, 1)
+        losses = mask_losses(fine, exact) + _BOUNDARY * boundary_losses(fine, exact)
+        loss = losses.mean() + _COARSE * mask_losses(coarse[0][:, 0], F.avg_pool2d(truth, 4)).mean()
+        self.log_dict({"loss": loss, "iou": jaccard(fine.detach() > 0, exact > 0.5).float().mean()})
         return loss
+
+    @torch.no_grad()
+    def _interacted(self, embedding: Embedding, interaction: Interaction) -> Interaction:
+        for _ in range(int(interaction.random.choice(len(_ROUNDS), p=_ROUNDS))):
+            coarse = self.sam.mask_decoder.coarse(embedding, interaction.planes)[0]
+            interaction.correct(upsampled(coarse))
+        return interaction
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up and cosine decay."""
@@ -84,10 +166,12 @@ class SegmentingTraining(L.LightningModule):
         return warmup_cosine(optimizer, max_steps=self.hparams["max_steps"])
 
 
-def _drawn_kinds() -> Kinds:
-    """Random subset of prompt kinds, never empty."""
-    boxes, points, masks = (torch.rand(3) < torch.tensor([0.85, 0.85, 0.9])).tolist()
-    return Kinds(boxes, points, masks) if boxes or points or masks else Kinds()
+def boundary_losses(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean cross-entropy of each mask within two pixels of the true boundary; arguments as of `mask_losses`."""
+    widest, narrowest = F.max_pool2d(truth, 5, 1, 2), -F.max_pool2d(-truth, 5, 1, 2)
+    near = widest - narrowest
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (entropy * near).sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
 
 
 @torch.no_grad()

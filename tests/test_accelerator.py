@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from examples import moving_square, write_davis
+from small_sam import small_sam
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
@@ -41,7 +42,6 @@ from drift.command_line import run
 from drift.propagation import Adapter
 from drift.propagation.slots import slot_maps
 from drift.refinement import grabcut_refiner, load_refiner
-from drift.refinement.architectures import build_tiny
 from drift.refinement.sam import SamProposer
 from drift.refinement.sam_prompts import PromptSettings
 from drift.resuming import ClipProgress, ProgressFile
@@ -287,11 +287,8 @@ def test_a_clip_is_adapted_and_tracked(load, accelerator, conditioned, noise, tm
 
 
 def random_sam(device):
-    """A Segment Anything of random weights that takes prompts without a mask."""
-    torch.manual_seed(0)
-    sam = build_tiny()
-    sam.image_encoder.needs_mask_prompt = False
-    return SamProposer(sam, prompts=PromptSettings(), device=device, precision="float32")
+    """A Segment Anything of the official classes and random weights."""
+    return SamProposer(small_sam(), prompts=PromptSettings(), device=device, precision="float32")
 
 
 REFINERS = {

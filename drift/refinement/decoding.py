@@ -23,7 +23,6 @@ __all__ = [
     "embed",
     "padded_square",
     "stacked",
-    "without_padding",
 ]
 
 MASK_STRIDE = 4
@@ -71,24 +70,8 @@ def embed(sam: Any, frame: Float[Tensor, "3 height width"]) -> Float[Tensor, "1 
     size = content_size((frame.shape[-2], frame.shape[-1]), encoder.img_size)
     resized = F.interpolate(frame[None], size, mode="bilinear", align_corners=False, antialias=True)
     inputs = sam.preprocess(resized).to(next(encoder.parameters()).dtype)
-    return without_padding(encoder, encoder(inputs), size).float()
-
-
-def without_padding(
-    encoder: Any, embeddings: Float[Tensor, "batch width rows columns"], content: tuple[int, int]
-) -> Float[Tensor, "batch width content_rows content_columns"]:
-    """Crops embeddings to the frame, if the encoder's attribute `ignores_padding` is true.
-
-    Args:
-        encoder: Segment Anything's image encoder.
-        embeddings: of padded frames.
-        content: height and width of the frames before padding.
-    """
-    if not getattr(encoder, "ignores_padding", False):
-        return embeddings
-    stride = encoder.img_size // embeddings.shape[-1]
-    rows, columns = (-(-length // stride) for length in content)
-    return embeddings[..., :rows, :columns]
+    embedding: Tensor = encoder(inputs).float()
+    return embedding
 
 
 def stacked(prompts: Sequence[Prompts], side: int) -> PromptTensors:
@@ -127,11 +110,10 @@ def candidates(
         boxes=prompts.boxes if kinds.boxes else None,
         masks=prompts.logits if kinds.masks else None,
     )
-    rows, columns = embedding.shape[-2:]  # smaller than the prompt encoder's grid where padding is cropped
     masks, scores = sam.mask_decoder.predict_masks(
         image_embeddings=embedding,
-        image_pe=sam.prompt_encoder.get_dense_pe()[..., :rows, :columns],
+        image_pe=sam.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense[..., :rows, :columns],
+        dense_prompt_embeddings=dense,
     )
     return masks, scores

@@ -11,6 +11,8 @@ from drift.refinement.refinement import Refinement
 from drift.refinement.sam import SamProposer
 from drift.refinement.sam_checkpoints import load_sam
 from drift.refinement.sam_prompts import PromptSettings
+from drift.refinement.tiny_proposer import TinySamProposer
+from drift.refinement.tiny_sam import TinySam
 from drift.refinement.transformers_sam import FAMILIES, TransformersSamProposer, load_transformers_sam
 
 __all__ = ["grabcut_refiner", "load_refiner", "load_transformers_refiner", "no_refiner"]
@@ -29,25 +31,26 @@ def load_refiner(
     precision: str = "auto",
     box: bool = True,
     margin: float = 0.05,
-    positive_points: int = 4,
-    negative_points: int = 4,
+    positive_points: int = 0,
+    negative_points: int = 0,
     mask: bool = True,
     mask_limit: float = 8.0,
-    min_iou: float = 0.5,
-    max_area_change: float = 2.0,
+    min_iou: float = 0.3,
+    max_area_change: float = 3.0,
     score_weight: float = 0.0,
-    trust: float = 0.7,
+    trust: float = 0.5,
     feedback: bool = False,
     seed: int = 0,
 ) -> Refinement:
     """Refinement by Segment Anything ("SAM-guided mask refinement" in `docs/method.md`, arXiv 2511.19936).
 
     The defaults are those of `configs/refinement/sam_tiny.yaml`. For the official models, `sam.yaml` sets
-    `score_weight=0.5` and `trust=1.0`.
+    `positive_points=4`, `negative_points=4`, `min_iou=0.5`, `max_area_change=2.0`, `score_weight=0.5` and
+    `trust=1.0`.
 
     Args:
         checkpoint, size, download: see `load_sam`.
-        device, precision: see `SamProposer`.
+        device, precision: see `SamProposer` and, for the embedded model, `TinySamProposer`.
         box, margin, positive_points, negative_points, mask, mask_limit, seed: see `PromptSettings`.
         min_iou, max_area_change, score_weight: see `Gates`.
         trust, feedback: see `Refinement`.
@@ -67,7 +70,8 @@ def load_refiner(
     )
     gates = Gates(min_iou=min_iou, max_area_change=max_area_change, score_weight=score_weight)
     sam = load_sam(checkpoint, size=size, download=download)
-    proposer = SamProposer(sam, prompts=prompts, device=device, precision=precision)
+    proposer_of = TinySamProposer if isinstance(sam, TinySam) else SamProposer
+    proposer = proposer_of(sam, prompts=prompts, device=device, precision=precision)
     return Refinement(proposer, gates=gates, trust=trust, feedback=feedback)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
@@ -24,13 +22,10 @@ from drift.refinement.decoding import (
     padded_square,
     stacked,
 )
-from drift.refinement.grabcut import segment_by_colour
 from drift.refinement.refinement import Proposals
-from drift.refinement.sam_prompts import Prompts, PromptSettings, prompts_of
+from drift.refinement.sam_prompts import PromptSettings, prompts_of_object
 
 __all__ = ["SamProposer"]
-
-_BLUR = 0.005  # standard deviation of the blur of a GrabCut mask before it is refined, relative to the longer side
 
 
 class SamProposer(nn.Module):
@@ -75,7 +70,9 @@ class SamProposer(nn.Module):
     ) -> Proposals:
         """See `Proposer.propose`."""
         soft = probabilities.cpu().numpy()
-        prompts = stacked([self._prompts(soft, n) for n in objects], self.sam.image_encoder.img_size)
+        prompts = stacked(
+            [prompts_of_object(soft, n, self.prompts) for n in objects], self.sam.image_encoder.img_size
+        )
         kinds = Kinds(self.prompts.box, prompts.labels.shape[1] > 0, self.prompts.mask)
         device: torch.device = self.sam.device
         with full_precision(device.type):
@@ -88,10 +85,8 @@ class SamProposer(nn.Module):
     def segment(
         self, frame: UInt8[Tensor, "height width 3"], prompt: ObjectPrompt
     ) -> Bool[Tensor, "height width"]:
-        """See `Segmenter.segment`. A model that needs a mask prompt refines the mask of GrabCut."""
+        """See `Segmenter.segment`."""
         frame = frame.to(self.sam.device)
-        if getattr(self.sam.image_encoder, "needs_mask_prompt", False):
-            return self._refined_grabcut(frame, prompt)
         side = self.sam.image_encoder.img_size
         size = frame.shape[0], frame.shape[1]
         rows, columns = content_size(size, side)
@@ -108,27 +103,6 @@ class SamProposer(nn.Module):
             logits, _ = candidates(self.sam, embedding, prompts, replace(kinds, masks=True))
         content = logits[:, :1, : rows // MASK_STRIDE, : columns // MASK_STRIDE]
         return F.interpolate(content, size, mode="bilinear", align_corners=False)[0, 0] > 0
-
-    def _refined_grabcut(self, frame: Tensor, prompt: ObjectPrompt) -> Tensor:
-        mask = segment_by_colour(frame.cpu().numpy(), prompt).astype(np.float32)
-        size = frame.shape[0], frame.shape[1]
-        soft = torch.from_numpy(cv2.GaussianBlur(mask, (0, 0), _BLUR * max(size))).to(frame.device)
-        inside = torch.ones(size, dtype=torch.bool, device=frame.device)
-        if prompt.box is not None:
-            left, top, right, bottom = (round(edge) for edge in prompt.box)
-            inside.fill_(False)[top:bottom, left:right] = True
-        for _ in range(2):
-            coarse = F.interpolate(torch.stack([1 - soft, soft])[None], self.grid(size), mode="area")[0]
-            if not (coarse[1] > 0.5).any():
-                break
-            refined = self.propose(frame, coarse, [1]).probabilities[:, :1]
-            soft = F.interpolate(refined, size, mode="bilinear", align_corners=False)[0, 0]
-        return (soft > 0.5) & inside
-
-    def _prompts(self, soft: Float[np.ndarray, "channels rows columns"], channel: int) -> Prompts:
-        others = np.delete(soft[1:], channel - 1, axis=0)
-        highest = others.max(0) if len(others) else np.zeros_like(soft[0])
-        return prompts_of(soft[channel], highest, self.prompts)
 
 
 def _convert_encoder(encoder: Any, dtype: torch.dtype) -> None:

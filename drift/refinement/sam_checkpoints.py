@@ -16,7 +16,8 @@ from torch import Tensor
 from drift.download import download, sha256_of
 from drift.errors import InputError, OptionError
 from drift.options import choice
-from drift.refinement.architectures import OFFICIAL_SIZES, build_official, build_tiny
+from drift.refinement.architectures import OFFICIAL_SIZES, build_official
+from drift.refinement.tiny_sam import TinySam
 
 __all__ = ["OFFICIAL_FILES", "OfficialFile", "load_sam"]
 
@@ -46,7 +47,7 @@ OFFICIAL_FILES = {
 
 
 def load_sam(checkpoint: str, *, size: str | None = None, download: bool = False) -> Any:
-    """Loads a `segment_anything.modeling.Sam` in float32 on the CPU.
+    """Loads a `segment_anything.modeling.Sam`, or a `TinySam`, in float32 on the CPU.
 
     Args:
         checkpoint: a `.pth` or `.safetensors` file, or `embedded:NAME` for a checkpoint that ships with drift.
@@ -70,7 +71,7 @@ def load_sam(checkpoint: str, *, size: str | None = None, download: bool = False
     if size not in (None, found):
         raise OptionError("size", size, f"{found}, the size of {path.name}, or null")
     with torch.device("meta"):  # skips random initialization
-        sam = build_tiny() if found == _TINY else build_official(found)
+        sam = TinySam() if found == _TINY else build_official(found)
     _fill(sam, weights, path)
     return sam
 

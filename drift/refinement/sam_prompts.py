@@ -24,6 +24,7 @@ __all__ = [
     "negative_points",
     "positive_points",
     "prompts_of",
+    "prompts_of_object",
 ]
 
 _POSITIVE, _NEGATIVE, _PADDING = 1, 0, -1  # Segment Anything's point labels
@@ -112,6 +113,15 @@ def prompts_of(
     logits = mask_logits(probability, settings.mask_limit)
     points = np.concatenate([inside, outside, padding])
     return Prompts(bounding_box(core, settings.margin), points, labels, logits)
+
+
+def prompts_of_object(
+    probabilities: Float[np.ndarray, "channels rows columns"], channel: int, settings: PromptSettings
+) -> Prompts:
+    """All prompts of the object in a channel; the other objects are those of the other channels but the first."""
+    others = np.delete(probabilities[1:], channel - 1, axis=0)
+    highest = others.max(0) if len(others) else np.zeros_like(probabilities[0])
+    return prompts_of(probabilities[channel], highest, settings)
 
 
 def main_components(mask: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:

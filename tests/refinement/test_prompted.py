@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from examples import moving_square
+from small_sam import small_sam
 
 from datamodules.davis import Davis2016
 from drift.clip import ObjectPrompt
 from drift.errors import InputError
 from drift.refinement import grabcut_refiner, load_refiner
-from drift.refinement.architectures import build_tiny
 from drift.refinement.prompted import mask_of_prompts
 from drift.refinement.sam import SamProposer
 from drift.refinement.sam_prompts import PromptSettings
@@ -65,10 +65,7 @@ def test_real_objects_are_segmented_from_their_boxes(embedded, davis_root):
     ],
 )
 def test_two_pass_prediction_gives_masks_of_the_frames_size(prompt):
-    torch.manual_seed(0)
-    sam = build_tiny()
-    sam.image_encoder.needs_mask_prompt = False
-    segmenter = SamProposer(sam, prompts=PromptSettings())
+    segmenter = SamProposer(small_sam(), prompts=PromptSettings())
     mask = segmenter.segment(torch.from_numpy(CLIP.frames[0]), prompt)
     assert (mask.shape, mask.dtype) == ((96, 128), torch.bool)
 

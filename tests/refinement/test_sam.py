@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from small_sam import small_sam
 from torch.nn import functional as F
 
 from datamodules.davis import Davis2016
@@ -18,8 +19,8 @@ from drift.errors import OptionError
 from drift.metrics.functional import jaccard
 from drift.propagation.labels import SoftLabels
 from drift.refinement import load_refiner
-from drift.refinement.architectures import _load, build_tiny
-from drift.refinement.decoding import content_size, embed, stacked
+from drift.refinement.architectures import _load
+from drift.refinement.decoding import content_size, stacked
 from drift.refinement.gates import Gates
 from drift.refinement.refinement import Refinement
 from drift.refinement.sam import SamProposer
@@ -31,8 +32,7 @@ OPEN = Gates(min_iou=0.0, max_area_change=1e9)
 
 @pytest.fixture(scope="module")
 def sam():
-    torch.manual_seed(0)
-    return build_tiny()
+    return small_sam()
 
 
 def labels_of(objects: int, size: tuple[int, int]) -> SoftLabels:
@@ -122,29 +122,6 @@ def test_prompts_are_aligned_between_input_and_mask_grid():
     assert (tensors.logits[0, 0, 90:] == tensors.logits.amin()).all()
 
 
-def test_the_small_encoder_computes_nothing_for_padding(sam):
-    picture = torch.rand(3, 96, 160) * 255
-    with torch.inference_mode():
-        whole = sam.image_encoder(sam.preprocess(F.interpolate(picture[None], (384, 640))))
-        resized = embed(sam, picture)
-    assert content_size((96, 160), 640) == (384, 640)
-    assert whole.shape == (1, 128, 40, 40)
-    assert (whole[:, :, 24:] == 0).all()
-    assert resized.shape == (1, 128, 24, 40)
-    assert (resized != 0).any()
-
-
-def test_the_small_model_supports_the_forward_of_sam(sam):
-    request = {
-        "image": torch.rand(3, 360, 640) * 255,
-        "original_size": (480, 854),
-        "boxes": torch.tensor([[100.0, 100.0, 200.0, 200.0]]),
-    }
-    (answer,) = sam([request], multimask_output=True)
-    assert answer["masks"].shape == (1, 3, 480, 854)
-    assert answer["low_res_logits"].shape == (1, 3, 160, 160)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (480, 854), (1080, 1920), (7, 900), (333, 500), (854, 480)])
 def test_masks_cover_the_frame_exactly(sam, size):
     rows, columns = SamProposer(sam, prompts=PromptSettings(), precision="float32").grid(size)
@@ -177,13 +154,12 @@ def test_half_precision_masks_agree_with_those_of_float32(real, precision):
     assert jaccard(exact[1] > 0.5, half[1] > 0.5) > 0.98
 
 
-def test_weights_are_converted_once_and_prompt_encodings_stay_in_float32():
+def test_only_the_encoders_stages_are_converted():
     sam = load_refiner(precision="bfloat16").proposer.sam
-    assert {p.dtype for p in sam.image_encoder.parameters()} == {torch.bfloat16}
-    assert {t.dtype for t in (*sam.prompt_encoder.parameters(), *sam.prompt_encoder.buffers())} == {
-        torch.float32
-    }
-    assert {p.dtype for p in sam.mask_decoder.parameters()} == {torch.float32}
+    stages = [*sam.image_encoder.stem.parameters(), *sam.image_encoder.stages.parameters()]
+    assert {p.dtype for p in stages} == {torch.bfloat16}
+    converted = {id(p) for p in stages}
+    assert {p.dtype for p in sam.parameters() if id(p) not in converted} == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -203,7 +179,7 @@ def test_large_activations_in_the_neck_stay_finite_in_float16():
     encoder = modeling.ImageEncoderViT(img_size=64, embed_dim=32, depth=1, num_heads=2, out_chans=128)
     torch.nn.init.normal_(encoder.pos_embed, std=2e3)
     exact = encoder(torch.zeros(1, 3, 64, 64))
-    sam = build_tiny()
+    sam = small_sam()
     sam.image_encoder = encoder
     SamProposer(sam, prompts=PromptSettings(), precision="float16")
     half = encoder(torch.zeros(1, 3, 64, 64).half())

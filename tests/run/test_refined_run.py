@@ -14,7 +14,7 @@ from examples import moving_square, write_davis
 import evaluate
 from drift.command_line import run
 from drift.image_files import read_mask
-from drift.refinement.architectures import build_tiny
+from drift.refinement.tiny_sam import TinySam
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_without_refinement_nothing_is_counted(command, tmp_path):
 
 def test_another_checkpoint_than_the_embedded_one_is_taken_by_its_name(command, tmp_path):
     file = tmp_path / "mine.pth"
-    torch.save(build_tiny().state_dict(), file)
+    torch.save(TinySam().state_dict(), file)
     assert command("refinement=sam", f"refinement.checkpoint={file}") == (0, "")
 
 
