@@ -25,7 +25,7 @@ class Parts:
     open: Any
     sample: Any
     main: Any
-    line: Any
+    objects_row: Any
     objects: Any
     colours: Any
     add: Any
@@ -35,6 +35,8 @@ class Parts:
     tool: Any
     picture: Any
     corner: Any
+    drag: Any
+    drag_go: Any
     frame: Any
     place: Any
     go: Any
@@ -59,7 +61,18 @@ class Parts:
     @property
     def shown(self) -> list[Any]:
         """The components that handlers update."""
-        buttons = {"open", "sample", "add", "remove", "undo", "go", "load_canvas", "use_canvas", "save"}
+        buttons = {
+            "open",
+            "sample",
+            "add",
+            "remove",
+            "undo",
+            "go",
+            "drag_go",
+            "load_canvas",
+            "use_canvas",
+            "save",
+        }
         return [getattr(self, field.name) for field in fields(self) if field.name not in buttons]
 
 
@@ -69,10 +82,13 @@ def make_layout(*, takes_paths: bool) -> Parts:
     made = {
         "token": gr.Textbox(visible="hidden", elem_id="token"),
         "corner": gr.State(None),
+        # Of page.js, which dragging over the picture calls.
+        "drag": gr.Textbox(visible="hidden", elem_id="drag"),
+        "drag_go": gr.Button(visible="hidden", elem_id="drag-go"),
         **_start(takes_paths=takes_paths),
     }
     with gr.Column(visible=False, elem_id="main") as main:
-        made |= {"main": main, "line": gr.HTML(elem_id="clip-line")}
+        made["main"] = main
         made |= _objects() | _picture() | _track() | _by_hand() | _inside() | _home()
     return Parts(**made)
 
@@ -84,6 +100,7 @@ def _start(*, takes_paths: bool) -> dict[str, Any]:
         )
         with gr.Row(equal_height=True):
             path = gr.Textbox(
+                label="Path",
                 placeholder="or the path of a video or a folder of images, on this computer",
                 show_label=False,
                 container=False,
@@ -97,39 +114,50 @@ def _start(*, takes_paths: bool) -> dict[str, Any]:
 
 
 def _objects() -> dict[str, Any]:
-    objects = gr.Radio([], label="Object", visible=False, elem_id="objects")
+    tools = [("Add", "add"), ("Take away", "remove"), ("Box", "box"), ("Attention", "look")]
     with gr.Row(equal_height=True):
-        rename = gr.Textbox(
-            placeholder="name of the object",
+        tool = gr.Radio(
+            tools,
+            value="add",
+            label="What a click does",
             show_label=False,
             container=False,
-            scale=3,
-            min_width=140,
-            elem_id="rename",
+            scale=5,
+            min_width=280,
+            elem_id="tool",
         )
         add = gr.Button("New object", scale=1, min_width=110, elem_id="add")
-        remove = gr.Button("Remove", scale=1, min_width=90, elem_id="remove")
-        undo = gr.Button("Undo", scale=1, min_width=80, elem_id="undo")
+        undo = gr.Button("Undo", scale=1, min_width=70, elem_id="undo")
+    with gr.Row(equal_height=True, visible=False) as row:
+        objects = gr.Radio(
+            [], label="Object", show_label=False, container=False, scale=5, min_width=280, elem_id="objects"
+        )
+        rename = gr.Textbox(
+            label="Name of the object",
+            placeholder="name",
+            show_label=False,
+            container=False,
+            scale=2,
+            min_width=110,
+            elem_id="rename",
+        )
+        remove = gr.Button("Remove", scale=1, min_width=70, elem_id="remove")
     return {
-        "objects": objects,
-        "colours": gr.HTML("", elem_id="colours", padding=False),
-        "rename": rename,
+        "tool": tool,
         "add": add,
-        "remove": remove,
         "undo": undo,
+        "objects_row": row,
+        "objects": objects,
+        "rename": rename,
+        "remove": remove,
+        "colours": gr.HTML("", elem_id="colours", padding=False),
     }
 
 
 def _picture() -> dict[str, Any]:
-    tools = [
-        ("Add", "add"),
-        ("Take away", "remove"),
-        ("Box: two corners", "box"),
-        ("Look: attention", "look"),
-    ]
     return {
-        "tool": gr.Radio(tools, value="add", label="A click", elem_id="tool"),
         "picture": gr.Image(
+            label="Picture",
             show_label=False,
             container=False,
             interactive=False,
@@ -138,21 +166,22 @@ def _picture() -> dict[str, Any]:
             alt_text="the frame with its masks",
             elem_id="picture",
         ),
-        "frame": gr.Slider(0, 1, value=0, step=1, label="Frame", elem_id="frame"),
+        "frame": gr.Slider(0, 1, value=0, step=1, label="Frame", buttons=[], elem_id="frame"),
     }
 
 
 def _track() -> dict[str, Any]:
-    directions = [("to the end", "forward"), ("to the start", "backward"), ("both ways", "both")]
+    directions = [("To the end", "forward"), ("To the start", "backward"), ("Both ways", "both")]
     with gr.Row(equal_height=True):
         track = gr.Button("Track", variant="primary", scale=2, min_width=120, elem_id="track")
-        pause = gr.Button("Pause", scale=1, min_width=100, interactive=False, elem_id="pause")
+        pause = gr.Button("Pause", scale=1, min_width=90, interactive=False, elem_id="pause")
         direction = gr.Radio(
             directions,
             value="forward",
+            label="Direction",
             show_label=False,
             container=False,
-            scale=3,
+            scale=4,
             min_width=280,
             elem_id="direction",
         )
@@ -172,6 +201,7 @@ def _by_hand() -> dict[str, Any]:
             layers=False,
             brush=gr.Brush(default_size=14, colors=["#2dd4bf"], default_color="#2dd4bf", color_mode="fixed"),
             eraser=gr.Eraser(default_size=18),
+            label="Mask",
             show_label=False,
             buttons=[],
             elem_id="canvas",
@@ -197,18 +227,26 @@ def _by_hand() -> dict[str, Any]:
 
 def _inside() -> dict[str, Any]:
     with gr.Accordion("Look inside", open=False, elem_id="inside") as inside:
+        charts = gr.HTML(elem_id="charts")
+        outcomes = gr.HTML(elem_id="outcomes")
+        hint = "Attention: choose it above the picture, and click on a tracked frame."
+        gr.HTML(f"<b>{hint}</b> The picture shows where that place looks in the remembered frames, by layer.")
         attention = gr.Image(
-            label="Attention: choose the tool Look and click on a tracked frame",
+            label="Attention",
+            show_label=False,
             type="filepath",
             interactive=False,
             visible=False,
             buttons=["fullscreen"],
             elem_id="attention",
         )
-        charts = gr.HTML(elem_id="charts")
-        outcomes = gr.HTML(elem_id="outcomes")
         heads = gr.Image(
-            label="Weights of the heads", interactive=False, buttons=[], height=220, elem_id="heads"
+            label="Weights of the heads",
+            show_label=False,
+            interactive=False,
+            buttons=[],
+            height=190,
+            elem_id="heads",
         )
     return {"inside": inside, "attention": attention, "charts": charts, "outcomes": outcomes, "heads": heads}
 

@@ -1,4 +1,4 @@
-// Dragging over the picture writes the box into the field that keyboards use, and sends it.
+// A click on the picture, or a box that is dragged over it, is written into a hidden field and sent.
 (() => {
   let start = null, box = null, dragged = false;
   const picture = (event) => event.target.closest?.("#picture")?.querySelector("img");
@@ -7,7 +7,13 @@
     return [
       ((x - shown.left) * image.naturalWidth) / shown.width,
       ((y - shown.top) * image.naturalHeight) / shown.height,
-    ].map((value) => Math.round(value));
+    ].map((value, axis) => Math.floor(Math.min(value, (axis ? image.naturalHeight : image.naturalWidth) - 1)));
+  };
+  const send = (numbers) => {
+    const field = document.querySelector("#drag input, #drag textarea");
+    field.value = numbers.join(",");
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    setTimeout(() => document.querySelector("#drag-go").click(), 50);
   };
   document.addEventListener("dragstart", (event) => picture(event) && event.preventDefault());
   document.addEventListener("pointerdown", (event) => {
@@ -34,22 +40,15 @@
   });
   document.addEventListener("pointerup", (event) => {
     if (box) {
-      const corners = [...pixel(start.image, start.x, start.y), ...pixel(start.image, event.clientX, event.clientY)];
-      const field = document.querySelector("#place input, #place textarea");
-      field.value = corners.join(",");
-      field.dispatchEvent(new Event("input", { bubbles: true }));
-      setTimeout(() => document.querySelector("#place-go").click(), 50);
-      box.remove();
       dragged = true;
+      box.remove();
+      send([...pixel(start.image, start.x, start.y), ...pixel(start.image, event.clientX, event.clientY)]);
     }
     start = box = null;
   });
-  // A drag ends with a click, which is none.
   document.addEventListener("click", (event) => {
-    if (dragged && picture(event)) {
-      event.stopPropagation();
-      event.preventDefault();
-    }
-    dragged = false;
-  }, true);
+    const image = picture(event);
+    if (image && !dragged) send(pixel(image, event.clientX, event.clientY)); // a drag ends with a click, too
+    if (image) dragged = false;
+  });
 })();

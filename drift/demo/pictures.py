@@ -22,7 +22,7 @@ from drift.reporting.shown_objects import draw_prompts
 __all__ = ["attention_figure", "charts", "colour", "head_figure", "outcomes", "picture", "series"]
 
 _MEMORY_FRAMES = 4  # drawn, evenly spaced
-_WIDTH, _HEIGHT, _LEFT = 640, 96, 44  # of a chart and its axis, in units of the SVG
+_WIDTH, _HEIGHT, _LEFT, _TOP = 640, 80, 40, 24  # of a chart and its axis, in units of the SVG
 
 
 def colour(object_id: int) -> str:
@@ -32,9 +32,12 @@ def colour(object_id: int) -> str:
 
 def picture(session: Session, frame: int) -> np.ndarray:
     """A frame with its masks and, where objects were shown by them, boxes and clicks; RGB uint8."""
-    prompts = [prompt for (index, _), prompt in session.edits.prompts.items() if index == frame]
-    image, mask = session.frame(frame), session.mask(frame)
-    return draw_prompts(image, mask, prompts) if prompts else draw_overlay(image, mask)
+    mask = session.mask(frame)
+    drawn = draw_overlay(session.frame(frame), mask)
+    for (index, _), prompt in session.edits.prompts.items():
+        if index == frame:  # one by one, as every object has its own clicks
+            drawn = draw_prompts(drawn, np.zeros_like(mask), [prompt])
+    return drawn
 
 
 def attention_figure(session: Session, frame: int, x: float, y: float, path: Path) -> None:
@@ -128,7 +131,7 @@ def _chart(
         return _LEFT + frame / max(last, 1) * (_WIDTH - _LEFT - 8)
 
     def y(value: float) -> float:
-        return 8 + (1 - value) * _HEIGHT
+        return _TOP + (1 - value) * _HEIGHT
 
     drawn = [
         f'<polyline points="{" ".join(f"{x(f):.1f},{y(v):.1f}" for f, v in points)}" fill="none" '
@@ -142,11 +145,11 @@ def _chart(
         for f in frames
     ]
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 30}" role="img" aria-label="{escape(title)} over time">'
-        f'<path d="M{_LEFT} 8V{y(0)}H{_WIDTH - 8}" fill="none" stroke="currentColor" opacity=".4"/>'
-        f'<text x="{_LEFT - 6}" y="14" text-anchor="end">{highest}</text>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _TOP + 20}" role="img" aria-label="{escape(title)} over time">'
+        f'<path d="M{_LEFT} {_TOP}V{y(0)}H{_WIDTH - 8}" fill="none" stroke="currentColor" opacity=".4"/>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{highest}</text>'
         f'<text x="{_LEFT - 6}" y="{y(0)}" text-anchor="end">0</text>'
-        f'<text x="{_LEFT + 6}" y="16">{escape(title)}</text>'
+        f'<text x="{_LEFT}" y="14" font-weight="600">{escape(title)}</text>'
         f'<text x="{_LEFT}" y="{y(0) + 16}">frame 0</text>'
         f'<text x="{_WIDTH - 8}" y="{y(0) + 16}" text-anchor="end">{last}</text>{"".join(drawn)}</svg>'
     )

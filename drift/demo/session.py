@@ -221,7 +221,9 @@ class Session:
         """Areas, confidences and outcomes of refinement on a frame; None if it was not tracked."""
         if not self.edits.masks:
             return None
-        plan, areas, confidences, outcomes = self._plan(), {}, {}, Counter[str]()
+        plan, outcomes = self._plan(), Counter[str]()
+        areas: dict[int, int] = {}
+        confidences: dict[int, float] = {}
         later, version = later_objects(plan.clip, frame, plan.first), ""
         for part, _, index in self._parts_of(frame):
             if one := part.frames.get(index):
@@ -355,8 +357,8 @@ class Session:
         scaled = clip.reduced_prompts(frame, self.source.size)[0]
         with self.models.lock:
             found = self.models.refiner.proposer.segment(torch.from_numpy(reduced), scaled)
-        pixels = found.cpu().numpy().astype(np.uint8)
-        pixels = cv2.resize(pixels, self.source.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
+        small = found.cpu().numpy().astype(np.uint8)
+        pixels = cv2.resize(small, self.source.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
         if not pixels.any():
             raise InputError("no object found there; drag a box around it, or paint it")
         edits = self.edits.with_prompt(frame, prompt)

@@ -62,6 +62,16 @@ def test_clicks_add_up_and_take_away(session):
     assert (prompt.points, prompt.inside) == (((12, 20), (40, 30)), (True, False))
 
 
+def test_clicks_of_several_objects_are_drawn(session):
+    session.click(0, 1, 12, 20)
+    session.click(0, 1, 40, 30, inside=False)
+    session.box(0, 2, (8, 12, 20, 24))
+    drawn = pictures.picture(session, 0)
+    assert drawn.shape == (48, 64, 3)
+    assert (drawn != pictures.draw_overlay(session.frame(0), session.mask(0))).any()
+    assert session.frame(0)[20, 12].tolist() == [250, 200, 30]  # not drawn on
+
+
 def test_clicks_correct_a_tracked_mask_within_its_box(session):
     session.click(0, 1, 12, 20)
     list(session.track())
