@@ -85,7 +85,12 @@ class Handlers:
         if not path:
             raise InputError("no video was uploaded")
         self.sessions.attach(token, str(request.session_hash))
-        return {self.parts.upload: None, **self._opened(self.sessions.open(token, Path(path), move=True))}
+        try:
+            session = self.sessions.open(token, Path(path), move=True)
+        except InputError as error:
+            _warn(error)
+            return {self.parts.upload: None}
+        return {self.parts.upload: None, **self._opened(session)}
 
     @_guarded
     def open_path(self, token: str, path: str, request: gr.Request) -> Updates:
@@ -166,39 +171,34 @@ class Handlers:
         return self._view(session, frame, chosen)
 
     @_guarded
-    def load_canvas(self, token: str, frame: int, chosen: int | None, request: gr.Request) -> Updates:
+    def load_canvas(self, token: str, frame: int, request: gr.Request) -> Updates:
         """The frame is to be painted on."""
-        session = self._session(token, request)
-        image, mask = session.frame(frame), session.mask(frame) == (chosen or 0)
-        layer = np.zeros((*mask.shape, 4), np.uint8)
-        if chosen:
-            layer[mask] = (*views.rgb(chosen), 170)
-        return {self.parts.canvas: {"background": image, "layers": [layer], "composite": None}}
+        return {self.parts.canvas: self._canvas(self._session(token, request), frame)}
 
     @_guarded
-    def use_canvas(
+    def brush(
         self, token: str, frame: int, chosen: int | None, canvas: dict[str, Any] | None, request: gr.Request
     ) -> Updates:
-        """What was painted is the mask of the object."""
-        session = self._session(token, request)
-        layers = (canvas or {}).get("layers") or []
-        if not layers:
-            raise InputError("nothing was painted; press 'Paint this frame' first")
-        object_id = _chosen(session, chosen)
-        session.pause()
-        session.paint(frame, object_id, np.any([layer[..., 3] > 20 for layer in layers], axis=0))
-        return self._view(session, frame, object_id)
+        """What was painted is added to the object."""
+        return self._painted(self._session(token, request), frame, chosen, canvas, np.logical_or)
+
+    @_guarded
+    def erase(
+        self, token: str, frame: int, chosen: int | None, canvas: dict[str, Any] | None, request: gr.Request
+    ) -> Updates:
+        """What was painted is taken away from the object."""
+        return self._painted(self._session(token, request), frame, chosen, canvas, np.greater)
 
     @_guarded
     def take_masks(self, token: str, frame: int, path: str | None, request: gr.Request) -> Updates:
         """A mask file was uploaded."""
         session = self._session(token, request)
-        if path:
-            session.pause()
-            try:
-                session.take_masks(frame, Path(path))
-            except InputError as error:
-                raise InputError(str(error).replace(f"{Path(path).parent}/", "")) from None
+        session.pause()
+        try:
+            session.take_masks(frame, Path(path or ""))
+        except InputError as error:
+            _warn(InputError(str(error).replace(f"{Path(path or '').parent}/", "")))
+            return {self.parts.mask: None}
         return {self.parts.mask: None, **self._view(session, frame, None)}
 
     # Tracking
@@ -229,13 +229,12 @@ class Handlers:
         parts, last, shown = self.parts, frame, 0.0
         self._heavy += 1
         try:
-            yield {parts.track: gr.update(interactive=False), parts.pause: gr.update(interactive=True)}
             for progress in session.track():
                 last = progress.frame
                 if time.monotonic() - shown > 1 / _PICTURES_PER_SECOND:
                     shown = time.monotonic()
                     yield {
-                        parts.picture: pictures.picture(session, last),
+                        parts.picture: pictures.picture_file(session, last),
                         parts.frame: last,
                         parts.status: views.progress(progress),
                     }
@@ -309,6 +308,26 @@ class Handlers:
         session.box(frame, object_id, corners)
         return self._view(session, frame, object_id)
 
+    def _painted(
+        self,
+        session: Session,
+        frame: int,
+        chosen: int | None,
+        canvas: dict[str, Any] | None,
+        combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> Updates:
+        painted = [layer[..., 3] > 20 for layer in (canvas or {}).get("layers") or []]
+        if not np.any(painted):
+            raise InputError("nothing was painted; press 'Paint this frame' and paint on the picture")
+        object_id = _chosen(session, chosen)
+        session.pause()
+        mask = session.mask(frame) == object_id
+        session.paint(frame, object_id, combine(mask, np.any(painted, axis=0)))
+        return {**self._view(session, frame, object_id), self.parts.canvas: self._canvas(session, frame)}
+
+    def _canvas(self, session: Session, frame: int) -> dict[str, Any]:
+        return {"background": pictures.picture(session, frame), "layers": [], "composite": None}
+
     def _opened(self, session: Session) -> Updates:
         height, width = session.source.size
         parts, names = self.parts, session.edits.names
@@ -334,7 +353,7 @@ class Handlers:
         has_masks = bool(session.edits.masks)
         line = command(session, self.words) if has_masks else ""
         return {
-            parts.picture: pictures.picture(session, frame),
+            parts.picture: pictures.picture_file(session, frame),
             parts.frame: gr.update(
                 value=frame, maximum=max(len(session) - 1, 1), interactive=len(session) > 1
             ),
@@ -344,8 +363,6 @@ class Handlers:
             parts.colours: views.colours(list(names)),
             parts.corner: None,
             parts.status: views.state(session, frame),
-            parts.track: gr.update(interactive=not session.tracking),
-            parts.pause: gr.update(interactive=session.tracking),
             parts.command: line,
         }
 
@@ -365,5 +382,6 @@ def _one(chosen: int | None) -> int:
 
 
 def _chosen(session: Session, chosen: int | None) -> int:
-    """The chosen object, or the next one."""
-    return chosen if chosen in session.edits.names and chosen else session.edits.with_new_object()[1]
+    """The chosen object, or the first one; 1 if there is none yet."""
+    names = session.edits.names
+    return chosen if chosen and chosen in names else min(names, default=1)

@@ -46,7 +46,8 @@ class Parts:
     status: Any
     canvas: Any
     load_canvas: Any
-    use_canvas: Any
+    brush: Any
+    erase: Any
     mask: Any
     inside: Any
     attention: Any
@@ -162,7 +163,7 @@ def _picture() -> dict[str, Any]:
             container=False,
             interactive=False,
             buttons=[],
-            format="jpeg",
+            type="filepath",
             alt_text="the frame with its masks",
             elem_id="picture",
         ),
@@ -174,7 +175,7 @@ def _track() -> dict[str, Any]:
     directions = [("To the end", "forward"), ("To the start", "backward"), ("Both ways", "both")]
     with gr.Row(equal_height=True):
         track = gr.Button("Track", variant="primary", scale=2, min_width=120, elem_id="track")
-        pause = gr.Button("Pause", scale=1, min_width=90, interactive=False, elem_id="pause")
+        pause = gr.Button("Pause", scale=1, min_width=90, elem_id="pause")
         direction = gr.Radio(
             directions,
             value="forward",
@@ -192,7 +193,8 @@ def _by_hand() -> dict[str, Any]:
     with gr.Accordion("Brush, mask file, numbers", open=False, elem_id="by-hand"):
         with gr.Row(equal_height=True):
             load = gr.Button("Paint this frame", min_width=140, elem_id="load-canvas")
-            use = gr.Button("Use as the object's mask", min_width=180, elem_id="use-canvas")
+            brush = gr.Button("Add what is painted", min_width=150, elem_id="brush")
+            erase = gr.Button("Take it away", min_width=120, elem_id="erase")
         canvas = gr.ImageEditor(
             type="numpy",
             image_mode="RGBA",
@@ -214,7 +216,7 @@ def _by_hand() -> dict[str, Any]:
                 min_width=180,
                 elem_id="place",
             )
-            go = gr.Button("Show", scale=1, min_width=80, elem_id="place-go")
+            go = gr.Button("Show", scale=0, min_width=90, elem_id="place-go")
         mask = gr.File(
             label="Mask of this frame: an indexed PNG, or black and white",
             file_types=[".png"],
@@ -222,7 +224,15 @@ def _by_hand() -> dict[str, Any]:
             height=120,
             elem_id="mask",
         )
-    return {"load_canvas": load, "use_canvas": use, "canvas": canvas, "place": place, "go": go, "mask": mask}
+    return {
+        "load_canvas": load,
+        "brush": brush,
+        "erase": erase,
+        "canvas": canvas,
+        "place": place,
+        "go": go,
+        "mask": mask,
+    }
 
 
 def _inside() -> dict[str, Any]:

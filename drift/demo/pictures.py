@@ -19,8 +19,18 @@ from drift.reporting.head_figure import draw_head_weights
 from drift.reporting.query_points import chosen_points
 from drift.reporting.shown_objects import draw_prompts
 
-__all__ = ["attention_figure", "charts", "colour", "head_figure", "outcomes", "picture", "series"]
+__all__ = [
+    "attention_figure",
+    "charts",
+    "colour",
+    "head_figure",
+    "outcomes",
+    "picture",
+    "picture_file",
+    "series",
+]
 
+_PICTURES = 16  # files that are kept for browsers that have not fetched them yet
 _MEMORY_FRAMES = 4  # drawn, evenly spaced
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 80, 40, 24  # of a chart and its axis, in units of the SVG
 
@@ -38,6 +48,16 @@ def picture(session: Session, frame: int) -> np.ndarray:
         if index == frame:  # one by one, as every object has its own clicks
             drawn = draw_prompts(drawn, np.zeros_like(mask), [prompt])
     return drawn
+
+
+def picture_file(session: Session, frame: int) -> str:
+    """Path of a JPEG of `picture` with a name of its own; the last ones are kept."""
+    folder, number = session.folder / "pictures", next(session.numbers)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{number}.jpg"
+    Image.fromarray(picture(session, frame)).save(path, quality=90)
+    (folder / f"{number - _PICTURES}.jpg").unlink(missing_ok=True)
+    return str(path)
 
 
 def attention_figure(session: Session, frame: int, x: float, y: float, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -76,6 +77,7 @@ class Session:
     Attributes:
         direction: see `Clip`; may be changed at any time.
         tracking: whether `track` is running.
+        numbers: numbers for files.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Session:
         self._history = History()
         self._forward = TrackedClip(models, folder / "forward")
         self._backward = TrackedClip(models, folder / "backward")
+        self.numbers = itertools.count()
         self._pause = threading.Event()
         self._decoded: tuple[int, np.ndarray] | None = None
         self._planned: tuple[Mapping[int, Path], str, _Plan] | None = None

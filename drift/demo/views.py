@@ -8,13 +8,7 @@ from html import escape
 from drift.demo import pictures
 from drift.demo.session import Progress, Session
 
-__all__ = ["colours", "progress", "rgb", "said", "state"]
-
-
-def rgb(object_id: int) -> tuple[int, int, int]:
-    """Colour of an object's outline."""
-    value = pictures.colour(object_id)
-    return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
+__all__ = ["colours", "progress", "said", "state"]
 
 
 def colours(objects: Sequence[int]) -> str:
