@@ -50,15 +50,14 @@ def launch(
     *,
     share: bool = False,
     max_megabytes: int = 500,
-    prevent_thread_lock: bool = False,
 ) -> str:
-    """Serves the page and returns its address; with `prevent_thread_lock` at once, otherwise when interrupted."""
-    _, address, _ = page.launch(
+    """Starts to serve the page in the background and returns its address."""
+    _, address, public = page.launch(
         server_name=host,
         server_port=port,
         share=share,
         max_file_size=max_megabytes * 2**20,
-        prevent_thread_lock=prevent_thread_lock,
+        prevent_thread_lock=True,
         app_kwargs={"middleware": [Middleware(_Bounded, limit=max_megabytes * 2**20 + _FORM)]},
         theme=gr.themes.Soft(
             primary_hue="teal",
@@ -72,9 +71,9 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         inbrowser=False,
-        quiet=prevent_thread_lock,
+        quiet=True,
     )
-    return str(address)
+    return public or address
 
 
 def _connect(parts: Parts, do: Handlers, blocks: gr.Blocks) -> None:

@@ -72,8 +72,12 @@ def serve(models: TrackingModels, options: DictConfig, words: Sequence[str]) -> 
         kept = [word for word in words if not word.lstrip("+~").startswith(_OF_THE_PAGE)]
         page = build_page(sessions, kept, takes_paths=is_local(options.host) and not options.share)
         try:
-            launch(page, options.host, options.port, share=options.share, max_megabytes=options.max_megabytes)
-        except OSError as error:
-            raise OptionError("page.port", options.port, f"a free port ({error})") from None
+            address = launch(
+                page, options.host, options.port, share=options.share, max_megabytes=options.max_megabytes
+            )
+            print(f"{address}  (Ctrl-C ends it)", flush=True)
+            page.block_thread()
+        except OSError:
+            raise OptionError("page.port", options.port, f"a free port of {options.host}") from None
         finally:
             sessions.close()

@@ -77,7 +77,7 @@ def server(tmp_path_factory):
 
         sessions = Sessions(root / "sessions", load_tracking_models(config), max_side=200, max_frames=40)
         page = build_page(sessions, WORDS, takes_paths=True)
-        address = launch(page, "127.0.0.1", None, max_megabytes=1, prevent_thread_lock=True)
+        address = launch(page, "127.0.0.1", None, max_megabytes=1)
         yield address, sessions
         page.close()
         sessions.close()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -128,3 +134,22 @@ def test_flags_are_options():
     assert demo.options(words) == [
         *("page.host=0.0.0.0", "page.port=80", "page.share=true", "backbone=sd21", "--cfg", "job", "--host")
     ]
+
+
+def test_the_page_is_served_until_it_is_interrupted(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, demo.__file__, "refinement=none"],
+        env={**os.environ, "PYTHONPATH": str(Path(demo.__file__).parent), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = process.stdout.readline().split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address) as answer:
+            page = answer.read().decode()
+        assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", page)  # nothing from elsewhere
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not list(tmp_path.glob("drift-page-*"))
