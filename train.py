@@ -3,55 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from drift.commands import CONFIGS
+from drift.commands.train import main, train
 from drift.interrupts import interruptible
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-CONFIGS = Path(__file__).parent / "configs"
-
-
-def train(config: DictConfig) -> Path:
-    """Learns the adapters that are missing in `output.dir`; returns that folder."""
-    # Imported here, as a configuration is composed and checked without them.
-    from lightning.fabric import Fabric
-
-    from drift.adaptation.adapter_files import AdapterFolder
-    from drift.adapter_training import learn_adapters
-    from drift.command_line import build, claimed_folder, load_models, start_run
-    from drift.errors import OptionError
-
-    started = start_run(config)
-    trainer = config.trainer
-    strategy = trainer.get("strategy", "auto")
-    fabric = Fabric(accelerator=trainer.accelerator, devices=started.devices, strategy=strategy)
-    fabric.launch()
-    models = load_models(config, fabric.device)
-    if not models.adaptation.learns:
-        raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
-    adapters = AdapterFolder(models.adaptation, models.propagation, started.folder)
-    clips = started.data.clips_of(fabric.global_rank, fabric.world_size)
-    with claimed_folder(config, is_global_zero=fabric.is_global_zero):
-        logger = build(config, "logger") if fabric.is_global_zero else None
-        learn_adapters(
-            clips, models.backbone, adapters, loggers=[logger] if logger else [], progress=started.progress
-        )
-        fabric.barrier()
-    if fabric.is_global_zero:
-        use = f"python evaluate.py with the same options, adaptation=drift adaptation.checkpoints={started.folder}"
-        started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
-    return started.folder
-
-
-def main() -> int:
-    """Runs the command line; returns the exit status."""
-    from drift.command_line import run
-
-    return run(train, config_dir=CONFIGS, config_name="train")
-
+__all__ = ["CONFIGS", "main", "train"]
 
 if __name__ == "__main__":
     sys.exit(interruptible(main))

@@ -120,8 +120,15 @@ def test_propagation_is_built(small, name):
 @pytest.mark.parametrize("name", choices("adaptation"))
 def test_adaptation_is_built(name):
     adaptation = build(composed(f"adaptation={name}"), "adaptation")
-    assert adaptation.learns == (name == "drift")
+    assert adaptation.learns == (name != "none")
     assert (adaptation.textual_inversion is None) == (name == "none")
+    assert adaptation.head_weighting.learned == (name == "drift")
+
+
+def test_the_embedded_model_is_adapted_by_default_and_other_models_are_not(small):
+    assert composed().adaptation == composed("adaptation=tiny").adaptation
+    assert not build(composed("backbone=dinov2"), "adaptation").learns
+    assert not build(composed("backbone=tiny", "adaptation=none"), "adaptation").learns
 
 
 @pytest.mark.parametrize("adaptation", ["none", "drift"])

@@ -133,6 +133,7 @@ class Adaptation:
             prompts=prompts_by_frame(base, appeared, embeddings) if options.conditioned else {},
             slots=slots_by_frame(prompted, layers, appeared, embeddings) if options.slot_weight else {},
             slot_weight=options.slot_weight,
+            slot_interval=options.slot_interval,
         )
 
     def _learn_prompts(

@@ -43,6 +43,8 @@ class PromptOptions(FitOptions):
         refresh: if `conditioned`, steps between two forward passes of the model; 0 for a pass at each step, with
             gradients through it.
         slot_weight: exponent of the slots' probabilities beside propagated labels; 0 to ignore them.
+        slot_interval: frames from one use of the slots to the next. What they say of successive frames is much the
+            same, and their layers may cost more than those whose features are propagated.
         learning_rate, steps, patience, tolerance: see `FitOptions`.
 
     Raises:
@@ -58,6 +60,7 @@ class PromptOptions(FitOptions):
     conditioned: bool = True
     refresh: int = 5
     slot_weight: float = 0.0
+    slot_interval: int = 1
 
     group = "textual_inversion."
     kind = groups.TextualInversion
@@ -244,7 +247,7 @@ def inversion_layers(backbone: PromptBackbone, options: PromptOptions) -> tuple[
     case, or its only layer; the second is the layer before them, which is mostly coarser and so cheaper.
 
     Raises:
-        OptionError: the backbone has no such layer, or slots would weigh labels in a layer without features.
+        OptionError: the backbone has no such layer.
     """
     names = list(backbone.attention_layers)
     own = sorted(backbone.layers, key=names.index)
@@ -254,7 +257,4 @@ def inversion_layers(backbone: PromptBackbone, options: PromptOptions) -> tuple[
     for option, wanted in (("cross_layers", cross), ("self_layer", [self_layer])):
         if unknown := [name for name in wanted if name not in names]:
             raise OptionError(f"textual_inversion.{option}", unknown[0], "among " + ", ".join(names))
-    if options.slot_weight and (missing := [name for name in cross if name not in own]):
-        allowed = "with a slot_weight, among backbone.layers"
-        raise OptionError("textual_inversion.cross_layers", missing[0], allowed)
     return cross, self_layer

@@ -195,13 +195,14 @@ class DiffusionModel(nn.Module, ABC):
         draws, batch = noisy.shape[0], noisy.shape[2]
         noisy = noisy.expand(-1, len(prompts), -1, -1, -1, -1).flatten(0, 2)
         conditions = prompts.repeat_interleave(batch, 0).repeat(draws, 1, 1)
-        attended = self.attend(noisy, conditions, layers=self._layers, cross=cross)
+        layers = list(dict.fromkeys([*self._layers, *cross]))
+        attended = self.attend(noisy, conditions, layers=layers, cross=cross)
 
         def mean(tensor: Tensor) -> Tensor:
             return tensor.float().unflatten(0, (-1, batch)).mean(0)
 
         averaged = []
-        for name in self._layers:
+        for name in layers:
             tensors = attended.features[name].tensors()
             if name in attended.prompt_queries:
                 tensors["prompt_queries"] = attended.prompt_queries[name]

@@ -80,14 +80,17 @@ class Backbone(Protocol):
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),
     ) -> list[Features]:
-        """Features of `layers` for a batch of frames, in float32.
+        """Features of attention layers for a batch of frames, in float32.
 
         Args:
             frames: RGB in [0, 1]; height and width are multiples of `stride`.
             generator: source of the noise added to the frames, if any.
             prompt: embeddings of the prompts; the features are averaged over several. None for the backbone's own
                 prompt. Only a `PromptBackbone` accepts another value.
-            cross: layers of `layers` whose `prompt_queries` are requested. Only a `PromptBackbone` accepts them.
+            cross: layers whose `prompt_queries` are requested. Only a `PromptBackbone` accepts them.
+
+        Returns:
+            Features of `layers` in order, then of those layers of `cross` that are not among them.
         """
 
 

@@ -215,6 +215,7 @@ class Propagation(TypedDict, total=False):
     radius: Whole | None
     memory_frames: Whole
     memory_labels: Literal["soft", "hard"]
+    background_weight: Positive
     min_confidence: Share
     seed: Seed
 
@@ -317,6 +318,7 @@ class TextualInversion(Fit, total=False):
     conditioned: bool
     refresh: Whole
     slot_weight: NonNegative
+    slot_interval: Count
 
 
 @with_config(_strict)

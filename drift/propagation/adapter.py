@@ -26,6 +26,7 @@ class Adapter:
         head_weights: weight of each head by layer, summing to 1 over all layers. Empty for equal weights.
         slots: frame index -> keys of the prompts' slots from that frame on.
         slot_weight: exponent of the slots' probabilities beside the propagated labels; 0 to ignore them.
+        slot_interval: the slots weigh the labels of frames whose index is a multiple of it.
         embeddings: the learned embeddings of the slots, one tensor per appearance of objects.
         figures: statistics of the optimisation: seconds, steps, losses.
         losses: loss of each step, by what was learned.
@@ -36,6 +37,7 @@ class Adapter:
     head_weights: Mapping[str, Float[Tensor, " heads"]] = field(default_factory=dict)
     slots: Mapping[int, SlotKeys] = field(default_factory=dict)
     slot_weight: float = 0.0
+    slot_interval: int = 1
     embeddings: Sequence[Float[Tensor, "slots tokens dim"]] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -46,8 +48,8 @@ class Adapter:
         return _latest(self.prompts, frame)
 
     def slots_at(self, frame: int) -> SlotKeys | None:
-        """The slots that weigh labels at frame `frame`; None if there are none."""
-        return _latest(self.slots, frame) if self.slot_weight else None
+        """The slots that weigh labels at frame `frame`; None if none do."""
+        return _latest(self.slots, frame) if self.slot_weight and frame % self.slot_interval == 0 else None
 
 
 def _latest(by_frame: Mapping[int, Value], frame: int) -> Value | None:

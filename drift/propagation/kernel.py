@@ -10,15 +10,16 @@ top-k the kernel is plain attention with labels as values, computed by PyTorch's
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +28,9 @@ from drift.options import positive, whole_number
 __all__ = ["attention_logits", "attention_maps", "propagate"]
 
 _WORKSPACES = 2**29  # upper bound of all threads' buffers, in bytes
-_TILE = 8  # tokens; larger tiles copy fewer keys but compute more logits outside the radius
+_STRIP = 2**26  # bytes of keys that tiles share, unless those of one tile are more
+_TILES = (32, 16, 8)  # tokens; larger tiles need fewer products but compute more logits outside the radius
+_CPU_TILE = 8
 
 
 def propagate(
@@ -145,42 +148,39 @@ class _Span:
     low: int
     high: int
 
-    def too_far(self, radius: int | None, device: torch.device) -> Tensor:
+    def too_far(self, radius: int, device: torch.device) -> Tensor:
         """Pairs more than `radius` apart along the axis, `(queries, keys)` bool."""
         query = torch.arange(self.start, self.stop, device=device)[:, None]
-        key = torch.arange(self.low, self.high, device=device)[None]
-        reach = max(self.high, self.stop) if radius is None else radius
-        return (query - key).abs() > reach
+        return (query - torch.arange(self.low, self.high, device=device)[None]).abs() > radius
 
 
-def _spans(length: int, radius: int | None) -> Iterator[_Span]:
-    for start in range(0, length, _TILE):
-        stop = min(start + _TILE, length)
-        if radius is None:
-            yield _Span(start, stop, 0, length)
-        else:
-            yield _Span(start, stop, max(start - radius, 0), min(stop + radius, length))
+def _spans(length: int, radius: int | None, tile: int) -> list[_Span]:
+    reach = length if radius is None else radius
+    stops = ((start, min(start + tile, length)) for start in range(0, length, tile))
+    return [_Span(a, b, max(a - reach, 0), min(b + reach, length)) for a, b in stops]
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Keys and labels that the queries of a tile may attend to, in groups of one row of one frame.
+class _Strip:
+    """Keys and labels that the queries of neighbouring tiles in a row of tiles may attend to, by frame and column.
+
+    A window of columns is contiguous within each frame, so one copy serves all tiles of a strip.
 
     Attributes:
-        keys: `(heads, groups * group, dim + marks)`.
-        labels: `(groups * group, channels)`.
-        group: number of tokens in a group.
-        marks: `(columns of the tile, marks)`, appended to the queries; see `_cut_window`.
+        rows: the rows of its tiles and windows.
+        low: its first column.
+        keys: `(heads, frames, columns, rows, dim)`.
+        labels: `(frames, columns, rows, channels)`.
     """
 
+    rows: _Span
+    low: int
     keys: Tensor
     labels: Tensor
-    group: int
-    marks: Tensor
 
 
 class _Workspace:
-    """Buffers shared by all tiles of a call: allocating fresh pages for every tile costs more than filling them.
+    """Buffers shared by all strips of a call: allocating fresh pages for each of them costs more than filling them.
 
     Where gradients are needed the graph keeps every tile's tensors, so nothing is reused.
     """
@@ -199,31 +199,21 @@ class _Workspace:
         return self._buffers[name][:size].view(shape)
 
 
-def _cut_window(
+def _cut_strip(
     keys: Sequence[Tensor],
     labels: Sequence[Tensor],
     rows: _Span,
-    columns: _Span,
-    radius: int | None,
+    columns: Sequence[_Span],
     workspace: _Workspace,
-) -> _Window:
-    """Copies a window out of the memory, so that one matrix product gives all its logits.
-
-    The product itself masks the columns that lie too far: a query carries a one-hot mark of its column in the tile, a
-    key the penalty for each column of the tile. Adding a mask to the logits instead would read and write all of them
-    once more, which costs more than the product's few extra terms.
-    """
+) -> _Strip:
+    """Copies what the tiles of `rows` and neighbouring `columns` may attend to out of the memory."""
     heads, _, _, dim = keys[0].shape
-    marks = 0 if radius is None else columns.stop - columns.start
-    shape = (heads, len(keys), rows.high - rows.low, columns.high - columns.low, dim + marks)
-    cut = workspace.take("keys", shape)
+    low, high = columns[0].low, columns[-1].high
+    cut = workspace.take("keys", (heads, len(keys), high - low, rows.high - rows.low, dim))
     for place, frame in enumerate(keys):
-        cut[:, place, ..., :dim] = frame[:, rows.low : rows.high, columns.low : columns.high]
-    if marks:
-        cut[..., dim:] = columns.too_far(radius, cut.device).mT.to(cut) * _never(cut.dtype)
-    values = torch.stack([frame[rows.low : rows.high, columns.low : columns.high] for frame in labels])
-    one_hot = torch.eye(columns.stop - columns.start, marks, dtype=cut.dtype, device=cut.device)
-    return _Window(cut.flatten(1, 3), values.flatten(0, 2).to(cut.dtype), shape[3], one_hot)
+        cut[:, place] = frame[:, rows.low : rows.high, low:high].transpose(1, 2)
+    values = torch.stack([frame[rows.low : rows.high, low:high].transpose(0, 1) for frame in labels])
+    return _Strip(rows, low, cut, values.to(cut.dtype))
 
 
 def _never(dtype: torch.dtype) -> float:
@@ -241,79 +231,95 @@ def _attend_in_tiles(
     exclude_self: bool,
 ) -> Tensor:
     heads, height, width, _ = queries.shape
-    tiles = [[(rows, columns) for columns in _spans(width, radius)] for rows in _spans(height, radius)]
-    flat = [tile for row in tiles for tile in row]
     needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
     make_workspace = partial(_Workspace, queries, reuse=not needs_graph)
-    whole = _cut_window(keys, labels, *flat[0], None, make_workspace()) if radius is None else None
+    tile = _tile(queries, len(keys), radius)
+    all_rows, all_columns = _spans(height, radius, tile), _spans(width, radius, tile)
+    whole = _cut_strip(keys, labels, all_rows[0], all_columns, make_workspace()) if radius is None else None
 
-    def attend(tile: Tensor, rows: _Span, columns: _Span, workspace: _Workspace) -> Tensor:
-        too_far = None if radius is None else rows.too_far(radius, queries.device)
-        own = _own_keys(rows, columns, queries.device) if exclude_self else None
-        window = whole or _cut_window(keys, labels, rows, columns, radius, workspace)
-        return _attend(tile, window, too_far, own, top_k, workspace)
+    def attend(rows: _Span, columns: Sequence[_Span], workspace: _Workspace) -> Tensor:
+        strip = whole or _cut_strip(keys, labels, rows, columns, workspace)
+        first, last = columns[0].start, columns[-1].stop
+        tiles = queries[:, rows.start : rows.stop, first:last].split(tile, 2)
+        parts = [
+            _attend(part, strip, rows, span, radius, top_k, workspace, exclude_self=exclude_self)
+            for span, part in zip(columns, tiles, strict=True)
+        ]
+        return torch.cat(parts, 2)
 
-    if needs_graph:  # split and concatenated: the backward pass of a slice fills a tensor of the whole grid
-        workspace, parts = make_workspace(), []
-        for row, strip in zip(tiles, queries.split(_TILE, 1), strict=True):
-            columns = zip(row, strip.split(_TILE, 2), strict=True)
-            parts.append(torch.cat([attend(tile, *spans, workspace) for spans, tile in columns], 2))
-        return torch.cat(parts, 1)
+    if needs_graph:  # concatenated: the backward pass of a slice fills a tensor of the whole grid
+        workspace = make_workspace()
+        return torch.cat([attend(rows, all_columns, workspace) for rows in all_rows], 1)
 
     propagated = queries.new_empty(heads, height, width, labels[0].shape[-1])
 
-    def fill(rows: _Span, columns: _Span, workspace: _Workspace) -> None:
-        y, x = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-        propagated[:, y, x] = attend(queries[:, y, x], rows, columns, workspace)
+    def fill(rows: _Span, columns: Sequence[_Span], workspace: _Workspace) -> None:
+        y, x = slice(rows.start, rows.stop), slice(columns[0].start, columns[-1].stop)
+        propagated[:, y, x] = attend(rows, columns, workspace)
 
-    largest = 4 * heads * (_TILE**2 + queries.shape[-1]) * _most_keys(flat, len(keys))  # bytes of a tile
-    threads = min(torch.get_num_threads(), len(flat), max(1, _WORKSPACES // largest))
-    if threads == 1 or queries.device.type != "cpu":
+    threads, tiles = _division(queries, len(keys), all_rows, all_columns)
+    strips = [all_columns[first : first + tiles] for first in range(0, len(all_columns), tiles)]
+    work = list(itertools.product(all_rows, strips))
+    if threads == 1:
         workspace = make_workspace()
-        for spans in flat:
+        for spans in work:
             fill(*spans, workspace)
     else:
-        _run_in_threads(fill, flat, threads, make_workspace)
+        _run_in_threads(fill, work, threads, make_workspace)
     return propagated
 
 
-def _own_keys(rows: _Span, columns: _Span, device: torch.device) -> Tensor:
-    """For each query of a tile, the place of the key at its own position in the window, `(queries,)`."""
-    row = torch.arange(rows.start - rows.low, rows.stop - rows.low, device=device)
-    column = torch.arange(columns.start - columns.low, columns.stop - columns.low, device=device)
-    return (row[:, None] * (columns.high - columns.low) + column).flatten()
+def _tile(queries: Tensor, frames: int, radius: int | None) -> int:
+    """Side of a tile: on an accelerator, whose products are best large, the largest whose logits fit a workspace."""
+    heads, height, width, _ = queries.shape
+    if queries.device.type == "cpu":
+        return _CPU_TILE
+    places = [height * width if radius is None else (tile + 2 * radius) ** 2 for tile in _TILES]
+    sizes = (4 * heads * frames * tile**2 * n for tile, n in zip(_TILES, places, strict=True))
+    return next((tile for tile, size in zip(_TILES, sizes, strict=True) if size <= _WORKSPACES), _TILES[-1])
 
 
-def _most_keys(tiles: Sequence[tuple[_Span, _Span]], frames: int) -> int:
-    """The number of keys of the largest window."""
-    sizes = ((rows.high - rows.low) * (columns.high - columns.low) for rows, columns in tiles)
-    return frames * max(sizes)
+def _division(
+    queries: Tensor, frames: int, rows: Sequence[_Span], columns: Sequence[_Span]
+) -> tuple[int, int]:
+    """Number of threads, and of neighbouring tiles that share a strip: as many as memory and threads allow."""
+    heads, *_, dim = queries.shape
+    tile = columns[0].stop
+    per_column = 4 * heads * dim * frames * max(span.high - span.low for span in rows)  # bytes
+    window = max(span.high - span.low for span in columns)
+    largest = per_column * window * (1 + tile**2 / dim)  # bytes of a tile's keys and logits
+    threads = min(torch.get_num_threads(), len(rows) * len(columns), max(1, int(_WORKSPACES // largest)))
+    if queries.device.type != "cpu":
+        threads = 1
+    shared = 1 + max(0, _STRIP // per_column - window) // tile
+    parallel = -(-2 * threads // len(rows)) if threads > 1 else 1  # strips of a row of tiles
+    return threads, min(shared, -(-len(columns) // parallel))
 
 
 def _run_in_threads(
-    attend: Callable[[_Span, _Span, _Workspace], None],
-    tiles: Sequence[tuple[_Span, _Span]],
+    fill: Callable[[_Span, Sequence[_Span], _Workspace], None],
+    work: Sequence[tuple[_Span, Sequence[_Span]]],
     threads: int,
     make_workspace: Callable[[], _Workspace],
 ) -> None:
-    """Distributes tiles over one thread per core; PyTorch's own threads would split steps that are too small."""
-    remaining, inference, before = iter(tiles), torch.is_inference_mode_enabled(), torch.get_num_threads()
+    """Distributes strips over one thread per core; PyTorch's own threads would split steps that are too small."""
+    remaining, inference, before = iter(work), torch.is_inference_mode_enabled(), torch.get_num_threads()
     lock = threading.Lock()
 
-    def work() -> None:
+    def fill_strips() -> None:
         torch.set_num_threads(1)
         workspace = make_workspace()
         with torch.inference_mode(inference), torch.no_grad():
             while True:
                 with lock:
-                    tile = next(remaining, None)
-                if tile is None:
+                    spans = next(remaining, None)
+                if spans is None:
                     return
-                attend(*tile, workspace)
+                fill(*spans, workspace)
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="drift-kernel") as pool:
-            futures = [pool.submit(work) for _ in range(threads)]
+            futures = [pool.submit(fill_strips) for _ in range(threads)]
     finally:
         torch.set_num_threads(before)  # threads that start later would inherit the workers' setting
     for future in futures:
@@ -322,56 +328,83 @@ def _run_in_threads(
 
 def _attend(
     tile: Tensor,
-    window: _Window,
-    rows_too_far: Tensor | None,
-    own: Tensor | None,
+    strip: _Strip,
+    rows: _Span,
+    columns: _Span,
+    radius: int | None,
     top_k: int | None,
     workspace: _Workspace,
+    *,
+    exclude_self: bool,
 ) -> Tensor:
     """Attention of a tile `(heads, rows, columns, dim)` to its window: `(heads, rows, columns, channels)`."""
-    heads, rows, columns, _ = tile.shape
-    marks = window.marks.expand(heads, rows, -1, -1) if window.marks.shape[1] else None
-    marked = tile if marks is None else torch.cat([tile, marks], dim=-1)
-    if workspace.reuse:
-        logits = workspace.take("logits", (heads, rows * columns, window.keys.shape[1]))
-        torch.bmm(marked.flatten(1, 2), window.keys.mT, out=logits)
-    else:
-        logits = torch.bmm(marked.flatten(1, 2), window.keys.mT)
-    if own is not None:
-        logits[:, torch.arange(len(own), device=own.device), own] = _never(logits.dtype)
-    grouped = logits.unflatten(-1, (-1, window.group))
-    closed = None  # (rows * columns, groups): groups that lie too far along rows
-    if rows_too_far is not None:
-        frames = grouped.shape[-2] // rows_too_far.shape[1]
-        closed = rows_too_far.repeat(1, frames).repeat_interleave(columns, dim=0)
-    if top_k is None or grouped.shape[-2] <= 2 * top_k:
+    height, width = tile.shape[1:3]
+    window = slice(columns.low - strip.low, columns.high - strip.low)
+    keys, labels = strip.keys[:, :, window].flatten(2, 3), strip.labels[:, window].flatten(0, 2)
+    logits = _logits(tile.flatten(1, 2), keys, workspace)
+    if exclude_self:
+        row = torch.arange(rows.start, rows.stop, device=tile.device) - strip.rows.low
+        column = torch.arange(columns.start, columns.stop, device=tile.device) - columns.low
+        own = (column * strip.keys.shape[3] + row[:, None]).flatten()
+        logits[:, 0, torch.arange(len(own), device=own.device), own] = _never(logits.dtype)
+    closed = None if radius is None else _too_far(rows, columns, radius, tile.device)
+    if top_k is None or logits.shape[-1] <= 2 * top_k:
         if closed is not None:
-            grouped.masked_fill_(closed[..., None], _never(logits.dtype))
-        if top_k is None or top_k >= logits.shape[-1]:
-            return (logits.softmax(-1) @ window.labels).unflatten(1, (rows, columns))
-        values, tokens = logits.topk(top_k, dim=-1, sorted=False)
+            logits = logits.masked_fill(closed, _never(logits.dtype))
+        flat = logits.transpose(1, 2).flatten(2)
+        if top_k is None or top_k >= flat.shape[-1]:
+            return (flat.softmax(-1) @ labels).unflatten(1, (height, width))
+        values, tokens = flat.topk(top_k, dim=-1, sorted=False)
     else:
-        values, tokens = _largest(grouped.detach(), closed, top_k)
+        values, tokens = _largest(logits.detach(), closed, top_k)
         if logits.requires_grad:
-            values = torch.where(values > _never(values.dtype) / 2, logits.gather(-1, tokens), values)
+            exact = logits.transpose(1, 2).flatten(2).gather(-1, tokens)
+            values = torch.where(values > _never(values.dtype) / 2, exact, values)
     weights = values.softmax(-1)
-    return torch.einsum("hqk,hqkc->hqc", weights, window.labels[tokens]).unflatten(1, (rows, columns))
+    return torch.einsum("hqk,hqkc->hqc", weights, labels[tokens]).unflatten(1, (height, width))
 
 
-def _largest(grouped: Tensor, closed: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
-    """The `top_k` largest of the logits `(heads, queries, groups, group)` and their tokens, in one read.
+def _logits(
+    queries: Float[Tensor, "heads queries dim"],
+    keys: Float[Tensor, "heads frames places dim"],
+    workspace: _Workspace,
+) -> Float[Tensor, "heads frames queries places"]:
+    heads, frames, places, _ = keys.shape
+    of_frames = queries[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
+    if not workspace.reuse:
+        return torch.bmm(of_frames, keys.flatten(0, 1).mT).unflatten(0, (heads, frames))
+    logits = workspace.take("logits", (heads * frames, queries.shape[1], places))
+    return torch.bmm(of_frames, keys.flatten(0, 1).mT, out=logits).unflatten(0, (heads, frames))
 
-    The k largest logits lie in the k groups of largest maximum: if one lay outside, each of those k groups would hold a
-    value at least as large. The maximum of a group is a plain vectorised reduction, and the search for the k largest
-    then covers `groups + k * group` values instead of all of them.
+
+def _too_far(
+    rows: _Span, columns: _Span, radius: int, device: torch.device
+) -> Bool[Tensor, "queries places"]:
+    """Places of a window that lie outside the radius of each query of a tile."""
+    by_row, by_column = rows.too_far(radius, device), columns.too_far(radius, device)
+    return (by_row[:, None, None] | by_column[:, :, None]).flatten(2).flatten(0, 1)
+
+
+def _largest(
+    logits: Float[Tensor, "heads frames queries places"],
+    closed: Bool[Tensor, "queries places"] | None,
+    top_k: int,
+) -> tuple[Float[Tensor, "heads queries k"], Int[Tensor, "heads queries k"]]:
+    """The `top_k` largest logits of each query and their tokens `frame * places + place`, in one read.
+
+    The k largest logits lie at the k places of largest maximum over frames: if one lay elsewhere, each of those k
+    places would hold a value at least as large. The maximum over frames is a plain vectorised operation, and the search
+    for the k largest then covers `places + k * frames` values instead of all of them.
     """
-    group = grouped.shape[-1]
-    maxima = grouped.amax(-1)
+    _, frames, _, places = logits.shape
+    maxima = logits.amax(1)
     if closed is not None:
         maxima.masked_fill_(closed, _never(maxima.dtype) * 2)
-    best, groups = maxima.topk(top_k, dim=-1, sorted=False)
-    candidates = grouped.gather(-2, groups[..., None].expand(*groups.shape, group))
-    # A closed group is among the best only where too few are open; its weight must still be 0.
-    candidates.masked_fill_((best < _never(maxima.dtype) * 1.5)[..., None], _never(maxima.dtype))
-    values, places = candidates.flatten(-2).topk(top_k, dim=-1, sorted=False)
-    return values, groups.gather(-1, places // group) * group + places % group
+    best, chosen = maxima.topk(top_k, dim=-1, sorted=False)
+    candidates = logits.gather(-1, chosen[:, None].expand(-1, frames, -1, -1)).transpose(1, 2)
+    # A closed place is among the best only where too few are open; its weight must still be 0.
+    shut = (best < _never(maxima.dtype) * 1.5)[:, :, None]
+    values, order = (
+        candidates.masked_fill(shut, _never(maxima.dtype)).flatten(2).topk(top_k, -1, sorted=False)
+    )
+    return values, order // top_k * places + chosen.gather(-1, order % top_k)

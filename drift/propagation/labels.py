@@ -24,6 +24,7 @@ __all__ = [
     "on_tokens",
     "pad_to_stride",
     "pooled",
+    "reweighted",
     "unpooled",
 ]
 
@@ -147,6 +148,15 @@ def merge_given(
     merged[0] += torch.where(rest > 0, torch.zeros_like(left), left)
     merged[list(channels)] = given
     return merged
+
+
+def reweighted(
+    labels: Float[Tensor, "channels rows columns"], channel: int, weight: float
+) -> Float[Tensor, "channels rows columns"]:
+    """Labels with one channel multiplied by `weight`, normalised over channels again."""
+    weighted = labels.clone()
+    weighted[channel] *= weight
+    return weighted / weighted.sum(0, keepdim=True).clamp(min=1e-12)
 
 
 def hardened(labels: Float[Tensor, "channels rows columns"]) -> Float[Tensor, "channels rows columns"]:

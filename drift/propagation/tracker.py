@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from drift.backbones.interface import Backbone, Features
 from drift.clip import Keypoint
 from drift.errors import InputError
-from drift.options import choice, non_negative
+from drift.options import choice, non_negative, positive
 from drift.propagation.adapter import Adapter
 from drift.propagation.heads import Comparison, PropagationOptions, compare, propagate_heads
 from drift.propagation.kernel import attention_maps
@@ -30,6 +30,7 @@ from drift.propagation.labels import (
     on_tokens,
     pad_to_stride,
     pooled,
+    reweighted,
 )
 from drift.propagation.memory import MEMORY_LABELS, Memory, RememberedFrame
 from drift.propagation.refiner import Refiner
@@ -67,6 +68,9 @@ class Tracker:
         affinity, heads, temperature, top_k, radius: see `PropagationOptions`.
         memory_frames: number of predicted frames in the memory, beside those whose mask was given.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
+        background_weight: factor of the background's propagated probability. Propagation loses a little of an object
+            with every frame, since more of the tokens around its boundary are background; a value just below 1 makes
+            up for it.
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
         adapter: prompts and head weights learned for the clip; None for the backbone's prompt and equal weights.
         refiner: refines every predicted mask; None to leave masks as propagated.
@@ -103,6 +107,7 @@ class Tracker:
         radius: int | None = 12,
         memory_frames: int = 7,
         memory_labels: str = "soft",
+        background_weight: float = 1.0,
         min_confidence: float = 0.0,
         adapter: Adapter | None = None,
         refiner: Refiner | None = None,
@@ -110,9 +115,11 @@ class Tracker:
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.options = PropagationOptions(affinity, heads, temperature, top_k, radius)
+        positive("background_weight", background_weight)
         non_negative("min_confidence", min_confidence)
         choice("memory_labels", memory_labels, MEMORY_LABELS)
-        self.backbone, self.min_confidence, self.memory_labels = backbone, min_confidence, memory_labels
+        self.backbone, self.memory_labels = backbone, memory_labels
+        self.background_weight, self.min_confidence = background_weight, min_confidence
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames)
@@ -150,13 +157,13 @@ class Tracker:
         if given is not None and not given.any():
             given = None  # on a later frame: it adds no object
         noise = self._generator.get_state()
-        slots = self.adapter.slots_at(self._next_index)
+        slots = self.adapter.slots_at(self._next_index) if self.object_ids else None
         features, compared = self._features(torch.as_tensor(frame), slots)
         self._compared, self._attended = compared, self.memory.frames()
         grid = finest(one.grid for one in compared)
         with self.stopwatch.stage("kernel"):
             labels, heat = self._propagate(compared) if len(self.memory) else (None, None)
-            if labels is not None and slots is not None and self.object_ids:
+            if labels is not None and self.object_ids:
                 labels = self._weighted(labels, features, slots)
             labels = self._with_given(labels, given, grid)
             heat = self._with_points(heat, points, grid)
@@ -199,8 +206,7 @@ class Tracker:
         for remembered in state.remembered:
             self._next_index = remembered.index
             self._generator.set_state(remembered.noise)
-            slots = self.adapter.slots_at(remembered.index)
-            _, compared = self._features(torch.as_tensor(frame_at(remembered.index)), slots)
+            _, compared = self._features(torch.as_tensor(frame_at(remembered.index)), None)
             device = self.backbone.device
             self.memory.add(
                 replace(
@@ -278,10 +284,15 @@ class Tracker:
                 cross=slots.keys.keys() if slots else (),
             )
         with self.stopwatch.stage("kernel"):
-            return features, compare(features, self.options, self.adapter.head_weights)
+            compared = compare(features[: len(self.backbone.layers)], self.options, self.adapter.head_weights)
+        return features, compared
 
-    def _weighted(self, labels: Tensor, features: Sequence[Features], slots: SlotKeys) -> Tensor:
-        """Propagated labels weighted by the slots' probabilities."""
+    def _weighted(self, labels: Tensor, features: Sequence[Features], slots: SlotKeys | None) -> Tensor:
+        """Propagated labels with the background's weight and, if there are slots, weighted by their probabilities."""
+        if self.background_weight != 1:
+            labels = reweighted(labels, 0, self.background_weight)
+        if slots is None:
+            return labels
         queries = {f.layer: f.prompt_queries for f in features if f.prompt_queries is not None}
         grid = (labels.shape[-2], labels.shape[-1])
         probabilities = slot_probabilities(queries, slots, self.object_ids, grid)

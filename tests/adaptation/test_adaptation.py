@@ -113,6 +113,29 @@ def test_slots_weigh_labels_only_if_asked(backbone):
     assert adapter.slots_at(0) is None
 
 
+def test_slots_weigh_labels_in_every_interval_th_frame(backbone):
+    options = prompt_options(slot_weight=5.0, slot_interval=2, conditioned=False)
+    adapter = Adaptation(textual_inversion=options).adapt(GIVEN, backbone, FUSED)
+    assert [adapter.slots_at(frame) is not None for frame in range(4)] == [True, False, True, False]
+    plain, weighted = tracker_of(backbone, None), tracker_of(backbone, adapter)
+    for index, frame in enumerate(CLIP.frames[:3]):
+        one, other = (
+            tracker.step(frame, MASK if index == 0 else None).probabilities for tracker in (plain, weighted)
+        )
+        assert torch.equal(one, other) == (index < 2)
+
+
+def test_slots_may_be_those_of_a_layer_whose_features_are_not_propagated(checkpoint):
+    only = load_backbone(checkpoint, layers=LAYERS[1:], timestep=51, precision="float32")
+    options = prompt_options(slot_weight=5.0, cross_layers=LAYERS[:1], conditioned=False)
+    adapter = Adaptation(textual_inversion=options).adapt(GIVEN, only, FUSED)
+    plain, weighted = tracker_of(only, None), tracker_of(only, adapter)
+    for index, frame in enumerate(CLIP.frames[:2]):
+        labels = [tracker.step(frame, MASK if index == 0 else None) for tracker in (plain, weighted)]
+    assert [comparison.layer for comparison in weighted._compared] == LAYERS[1:]
+    assert not torch.equal(labels[0].probabilities, labels[1].probabilities)
+
+
 def test_masks_follow_from_the_prompt(backbone):
     """The adapter changes what the tracker computes, on the first frame and later."""
     adapter = Adaptation(FEW_STEPS, prompt_options(steps=8)).adapt(GIVEN, backbone, FUSED)

@@ -164,7 +164,7 @@ class BySimilarity(HeadScheme):
 def test_a_new_scheme_is_one_class_and_one_yaml():
     yaml = OmegaConf.create({"_target_": f"{__name__}.BySimilarity", "sharpness": 2.0})
     with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
-        config = compose("evaluate", overrides=["adaptation/head_weighting=uniform"])
+        config = compose("evaluate", overrides=["adaptation=none"])
     config.adaptation.head_weighting = yaml
     adaptation = build(config, "adaptation")
     clip, backbone = moving_square(2), ColourBackbone(2)

@@ -379,10 +379,6 @@ def test_layers_are_chosen_by_default(backbone, checkpoint):
     [
         ({"cross_layers": ["nowhere"]}, "textual_inversion.cross_layers=nowhere.*" + LAYERS[1]),
         ({"self_layer": "nowhere"}, "textual_inversion.self_layer=nowhere.*" + LAYERS[1]),
-        (
-            {"cross_layers": [SELF], "slot_weight": 0.1},
-            f"textual_inversion.cross_layers={SELF}.*slot_weight.*backbone.layers",
-        ),
     ],
 )
 def test_layers_that_the_backbone_does_not_have_are_refused(backbone, options, message):

@@ -107,6 +107,18 @@ def test_prompt_queries_are_returned_for_requested_layers_only(load):
     assert second.prompt_queries.shape == second.queries.shape
 
 
+def test_prompt_queries_of_other_layers_follow_the_features(load):
+    frames = torch.rand(1, 3, 48, 64)
+    plain = features(load(layers=["up_blocks.1.attentions.1"]), frames)
+    own, other = features(
+        load(layers=["up_blocks.1.attentions.1"]), frames, cross=["up_blocks.1.attentions.0"]
+    )
+    assert (own.layer, other.layer) == ("up_blocks.1.attentions.1", "up_blocks.1.attentions.0")
+    assert torch.equal(own.queries, plain[0].queries)
+    assert own.prompt_queries is None
+    assert other.prompt_queries.shape == other.queries.shape
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_changes_features_little(load, precision):
     frames = torch.rand(1, 3, 64, 88)

@@ -186,7 +186,10 @@ VIDEO = ["data=video", "data.path=clip.mp4"]
             ],
             "diffusion_weight=0.1: allowed is 0 with noise=none",
         ),
-        (["adaptation.checkpoints=out"], "adaptation.checkpoints=out: allowed is null where nothing is"),
+        (
+            ["adaptation=none", "adaptation.checkpoints=out"],
+            "adaptation.checkpoints=out: allowed is null where nothing is",
+        ),
         (
             ["refinement.box=false", "refinement.mask=false", "refinement.positive_points=0"],
             "refinement.box=false: allowed is true where",

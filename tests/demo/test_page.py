@@ -34,7 +34,7 @@ from drift.demo.serving import load_tracking_models
 from drift.demo.sessions import Sessions
 from drift.image_files import read_mask, write_mask
 
-WORDS = ["refinement.trust=0.6"]
+WORDS = demo.options(["refinement.trust=0.6"])
 ZEBRA = 3
 _SIDE = 256
 _FRAMES = 8

@@ -131,9 +131,17 @@ def test_local_addresses():
 
 def test_flags_are_options():
     words = ["--host", "0.0.0.0", "--port=80", "--share", "backbone=sd21", "--cfg", "job", "--host"]
-    assert demo.options(words) == [
-        *("page.host=0.0.0.0", "page.port=80", "page.share=true", "backbone=sd21", "--cfg", "job", "--host")
+    expected = [
+        "page.host=0.0.0.0",
+        "page.port=80",
+        "page.share=true",
+        "backbone=sd21",
+        "--cfg",
+        "job",
+        "--host",
     ]
+    assert demo.options(words) == [*expected, "adaptation=none"]
+    assert demo.options(["experiment=drift"]) == ["experiment=drift"]
 
 
 def test_the_page_is_served_until_it_is_interrupted(tmp_path):

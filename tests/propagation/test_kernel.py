@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from drift.errors import OptionError
+from drift.propagation import kernel
 from drift.propagation.kernel import attention_logits, attention_maps, propagate
 
 
@@ -194,3 +195,14 @@ def test_memory_that_does_not_fit_is_refused():
         propagate(queries, keys, labels[:1])
     with pytest.raises(ValueError, match="grid"):
         propagate(queries, keys, [label[:3] for label in labels])
+
+
+@pytest.mark.parametrize("tile", [16, 32])
+def test_tiles_of_any_size_give_the_same_labels(tile, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, *keys = torch.randn(4, 2, 37, 50, 6, generator=generator)
+    labels = list(torch.rand(3, 37, 50, 2, generator=generator))
+    options = {"radius": 5, "top_k": 7, "exclude_self": True}
+    small = propagate(queries, keys, labels, **options)
+    monkeypatch.setattr(kernel, "_CPU_TILE", tile)
+    assert torch.allclose(propagate(queries, keys, labels, **options), small, atol=1e-6)

@@ -202,6 +202,7 @@ def test_frames_of_another_size_are_refused():
         {"top_k": 0},
         {"radius": -1},
         {"memory_frames": -1},
+        {"background_weight": 0},
         {"min_confidence": "x"},
     ],
 )
@@ -286,3 +287,15 @@ def test_memory_frames_abstain_for_objects_that_they_do_not_know():
     assert memory.epochs() == [((2, 1), [early, late]), ((4, 1), [late])]
     assert late.labels_of(0, (2, 1))[0, 0].tolist() == [3, 1, 1], "later objects count as background"
     assert late.labels_of(0, (4, 1))[0, 0].tolist() == [1, 1, 1, 1, 1]
+
+
+def test_a_light_background_makes_up_for_what_objects_lose():
+    clip = moving_square(size=(47, 63))
+    options = {**OPTIONS, "temperature": 0.5, "top_k": 9}
+    even, light = (track(clip, Tracker(ColourBackbone(2), **options, background_weight=w)) for w in (1, 0.8))
+    for one, other in zip(even[1:], light[1:], strict=True):
+        assert torch.allclose(other.probabilities.sum(0), torch.ones(()))
+        assert (other.probabilities[1:] >= one.probabilities[1:] - 1e-6).all()
+        assert other.probabilities[1:].sum() > one.probabilities[1:].sum()
+    expected = even[1].probabilities * torch.tensor([0.8, 1.0])[:, None, None]
+    assert torch.allclose(light[1].probabilities, expected / expected.sum(0), atol=1e-6)
