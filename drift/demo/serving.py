@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lightning.fabric import Fabric
 
 from drift.adaptation.adapter_files import AdapterFolder
-from drift.command_line import load_models
+from drift.command_line import load_models, options_of
 from drift.demo.sessions import Sessions, is_local
 from drift.demo.tracking import TrackingModels
 from drift.errors import DriftError, OptionError
@@ -34,11 +34,14 @@ def load_tracking_models(config: DictConfig) -> TrackingModels:
     """
     device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
     models = load_models(config, device)
+    adapters = partial(AdapterFolder.to_read, models.adaptation, models.propagation)
+    with options_of("adaptation"):
+        adapters(Path())  # to check the options
     return TrackingModels(
         models.backbone,
         models.make_tracker,
         models.refiner,
-        adapters=partial(AdapterFolder.to_read, models.adaptation, models.propagation),
+        adapters=adapters,
         learns=models.adaptation.learns,
         lock=threading.Lock(),
     )

@@ -298,9 +298,10 @@ class Session:
         return indices, {layer: weights[0].numpy() for layer, weights in maps.items()}
 
     def head_weights(self) -> dict[str, list[float]]:
-        """Weight of each head by layer; the weights of all layers sum to 1."""
+        """Weight of each head by layer, learned ones once frames are tracked; the weights of all layers sum to 1."""
         layers = self.models.backbone.layers
-        weights = self._forward.adapter(self.clip()).head_weights if self.edits.masks else {}
+        known = self.edits.masks and (self._forward.frames or not self.models.learns)
+        weights = self._forward.adapter(self.clip()).head_weights if known else {}
         heads = sum(layers.values())
         uniform = {layer: [1 / heads] * count for layer, count in layers.items()}
         return uniform | {layer: one.tolist() for layer, one in weights.items()}
