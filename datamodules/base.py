@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from drift.clip import Clip, FrameFiles, MaskFiles
 from drift.download import Archive, fetch_and_extract
 from drift.errors import InputError, OptionError
+from drift.frame_sources import frames_in
 from drift.processes import longest_first
 from drift.submission import Submission
 
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 _GOLDEN_RATIO = 0.6180339887
-_FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 class _ClipDataset(Dataset[Clip | None]):
@@ -222,33 +220,6 @@ def folders_in(folder: Path) -> list[str]:
     if not names:
         raise InputError(f"{folder}: contains no sequence; expected one folder per sequence")
     return names
-
-
-def frames_in(folder: Path) -> list[Path]:
-    """Image files of a sequence in natural order ("frame2" before "frame10").
-
-    Raises:
-        InputError: the folder is missing or contains no image, or two images have the same stem.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of frames")
-    frames = sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in _FRAME_SUFFIXES and path.name[0] != "."),
-        key=_natural_key,
-    )
-    if not frames:
-        raise InputError(f"{folder}: contains no .jpg or .png frame")
-    for frame, following in pairwise(frames):
-        if frame.stem == following.stem:
-            raise InputError(
-                f"{frame}: same frame name as {following.name}; move masks to a folder of their own"
-            )
-    return frames
-
-
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", path.stem)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], path.name
 
 
 def masks_in(folder: Path, frames: Sequence[Path]) -> dict[int, Path]:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import ClipDataModule, frames_in
-from drift.clip import Clip, FrameFiles, Keypoint, MaskFiles, ObjectPrompt
+from datamodules.base import ClipDataModule
+from drift.clip import DIRECTIONS, Clip, Keypoint, MaskFiles, ObjectPrompt
 from drift.errors import InputError, OptionError
-from drift.image_files import read_frame
-from drift.video_files import VideoFrames, index_video
+from drift.frame_sources import open_frames
+from drift.options import choice
 
 __all__ = ["Video", "object_prompts", "read_keypoints"]
 
@@ -35,6 +35,7 @@ class Video(ClipDataModule):
         labels: object id of each click, 0 for the background; None if all clicks are on object 1.
         keypoints: CSV file of points to track, with columns x, y and, optionally, point (the name) and frame.
         frame: index of the frame that `mask`, `box` and `points` refer to.
+        direction: where objects are tracked to, see `Clip`.
         frames_per_second: frame rate of a folder of images; a video file has its own.
         max_side: see `ClipDataModule`.
 
@@ -54,14 +55,16 @@ class Video(ClipDataModule):
         labels: Sequence[int] | None = None,
         keypoints: str | Path | None = None,
         frame: int = 0,
+        direction: str = "forward",
         frames_per_second: float = 24.0,
         max_side: int | None = None,
     ) -> None:
+        choice("direction", direction, DIRECTIONS)
         self.path = Path(path).expanduser()
         if not self.path.exists():
             raise OptionError("path", path, "a video file or a folder of frames that exists")
         super().__init__(self.path.parent, max_side=max_side)
-        self.frame, self.frames_per_second = frame, frames_per_second
+        self.frame, self.direction, self.frames_per_second = frame, direction, frames_per_second
         self._masks = _masks_by_frame(mask, masks, frame)
         self._prompts = object_prompts(box, points, labels)
         self._keypoints = None if keypoints is None else Path(keypoints).expanduser()
@@ -80,14 +83,19 @@ class Video(ClipDataModule):
         """
         given = MaskFiles(self._masks, binary=None)
         keypoints = read_keypoints(self._keypoints) if self._keypoints else {}
-        source, size = self._from_folder() if self.path.is_dir() else self._from_file()
+        source = open_frames(self.path, frames_per_second=self.frames_per_second)
         prompts = {self.frame: self._numbered_prompts(given)} if self._prompts else {}
-        clip = Clip(
-            name=name, **source, given=given, prompts=prompts, keypoints=keypoints, max_side=self.max_side
+        clip = source.clip(
+            name,
+            given=given,
+            prompts=prompts,
+            keypoints=keypoints,
+            max_side=self.max_side,
+            direction=self.direction,
         )
         for index in given:
-            clip.given_mask(index, size)
-        _check_coordinates(prompts, keypoints, size)
+            clip.given_mask(index, source.size)
+        _check_coordinates(prompts, keypoints, source.size)
         return clip
 
     def _numbered_prompts(self, given: MaskFiles) -> list[ObjectPrompt]:
@@ -99,29 +107,6 @@ class Video(ClipDataModule):
                 f"{self.path}: {prompts[-1].object_id} objects; a clip can have at most {_MAX_OBJECTS}"
             )
         return prompts
-
-    def _from_file(self) -> tuple[dict[str, Any], tuple[int, int]]:
-        """Arguments of `Clip` that describe the frames, and their (height, width)."""
-        index = index_video(self.path)
-        frames = VideoFrames(index)
-        source = {
-            "frames": frames,
-            "frame_names": [f"{number:05d}" for number in range(len(frames))],
-            "frames_per_second": index.frames_per_second,
-            "times": index.times,
-            "audio": self.path if index.has_audio else None,
-            "defect": index.defect,
-        }
-        return source, index.size
-
-    def _from_folder(self) -> tuple[dict[str, Any], tuple[int, int]]:
-        files = frames_in(self.path)
-        source = {
-            "frames": FrameFiles(files),
-            "frame_names": [path.stem for path in files],
-            "frames_per_second": self.frames_per_second,
-        }
-        return source, read_frame(files[0]).shape[:2]
 
 
 def _masks_by_frame(mask: str | Path | None, masks: Mapping[int, str] | None, frame: int) -> dict[int, Path]:

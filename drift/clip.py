@@ -17,7 +17,9 @@ from drift.image_files import read_frame, read_mask
 from drift.masks import reduced_mask
 from drift.resizing import reduced_frame, reduced_size
 
-__all__ = ["Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
+__all__ = ["DIRECTIONS", "Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
+
+DIRECTIONS = ("forward", "backward", "both")
 
 
 class FrameFiles(Sequence[np.ndarray]):
@@ -120,6 +122,8 @@ class Clip:
         prompts: boxes and clicks by frame index.
         keypoints: points to track by the index of their first frame.
         max_side: longer side, in pixels, to which frames are downscaled for the model; None for full size.
+        direction: one of `DIRECTIONS`: whether objects are tracked to the end of the clip from the first given frame,
+            to its start from the last, or each object both ways from the frame where it is first given.
         audio: file with the audio track of overlay videos, or None.
         defect: message about frames missing at the end of the source file, reported after tracking; or None.
 
@@ -137,6 +141,7 @@ class Clip:
     prompts: Mapping[int, Sequence[ObjectPrompt]] = field(default_factory=dict)
     keypoints: Mapping[int, Sequence[Keypoint]] = field(default_factory=dict)
     max_side: int | None = None
+    direction: str = "forward"
     audio: Path | None = None
     defect: str | None = None
 
@@ -159,7 +164,7 @@ class Clip:
 
     @property
     def start(self) -> int:
-        """Index of the first frame with a given mask, prompt or keypoint; tracking starts there."""
+        """Index of the first frame with a given mask, prompt or keypoint; forward tracking starts there."""
         return min((*self.given, *self.prompts, *self.keypoints))
 
     def __len__(self) -> int:

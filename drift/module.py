@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -16,12 +18,11 @@ import torch
 from drift.adaptation.adapter_files import AdapterFolder
 from drift.backbones.interface import Backbone
 from drift.clip import Clip
-from drift.errors import InputError
-from drift.formats import SegmentedFrame
-from drift.masks import with_given
+from drift.directions import BackwardMasks, backward_clip
 from drift.metrics.davis import DavisScore
 from drift.peak_memory import peak_memory, watch_peak_memory
 from drift.prefetch import prefetched
+from drift.propagation.adapter import Adapter
 from drift.propagation.tracker import Tracker
 from drift.refinement.refinement import Refinement
 from drift.reporting.clip_attention import keep_clip_attention
@@ -32,6 +33,7 @@ from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
 from drift.reporting.shown_objects import with_shown_objects
 from drift.resuming import ClipProgress, ProgressFile
+from drift.segmenting import segment_frame
 from drift.stopwatch import Stopwatch
 
 __all__ = ["TrackingModule"]
@@ -122,8 +124,12 @@ class TrackingModule(L.LightningModule):
             _log.warning("%s: %s", clip.name, adapter.warning)
         stopwatch = Stopwatch(self.backbone.device if self.waits_for_device else None)
         decoding, start = Stopwatch(), time.perf_counter()
-        tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
-        with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
+        tracker = self._tracker(clip, adapter, stopwatch)
+        with (
+            TemporaryDirectory(prefix="drift-") as scratch,
+            ClipOutput(clip, self.output, self.score, kept, earlier) as written,
+        ):
+            backward = self._tracked_backwards(clip, stopwatch, Path(scratch))
 
             def so_far(done: int = len(clip)) -> ClipProgress:
                 seconds = (decoding.seconds, stopwatch.seconds, written.stopwatch.seconds)
@@ -142,12 +148,11 @@ class TrackingModule(L.LightningModule):
 
             if earlier.tracker is not None:
                 tracker.restore(earlier.tracker, lambda index: clip.reduced_frame(clip.frames[index]))
-            else:
-                tracker.skip(clip.start)
             for _ in range(earlier.done):
                 self._frame_done()
             for index, frame, given in prefetched(_decoded(clip, decoding, earlier.done)):
-                segmented = self._segmented(tracker, clip, index, frame, given)
+                segmented, _ = segment_frame(tracker, clip, index, frame, given)
+                segmented = backward.merged_with(segmented)
                 written.add(segmented)
                 if index == max(len(clip) // 2, clip.start + 1) and self._shows_attention(clip):
                     with (
@@ -170,25 +175,21 @@ class TrackingModule(L.LightningModule):
         if self.progress:
             self.progress.frame_done()
 
-    def _segmented(
-        self, tracker: Tracker, clip: Clip, index: int, frame: np.ndarray, given: np.ndarray | None
-    ) -> SegmentedFrame:
-        """Segments a frame; errors gain the names of clip and frame."""
-        size = frame.shape[0], frame.shape[1]
-        named = partial(
-            SegmentedFrame, index=index, name=clip.frame_names[index], time=clip.time(index), frame=frame
-        )
-        if index < clip.start:
-            return named(mask=np.zeros(size, dtype=np.uint8))
-        reduced = clip.reduced_frame(frame)
-        points = clip.reduced_points(index, size)
-        try:
-            labels = tracker.step(reduced, None if given is None else clip.reduced_mask(given), points)
-        except InputError as error:
-            raise InputError(f"{clip.name}, frame {clip.frame_names[index]}: {error}") from None
-        with tracker.stopwatch.stage("kernel"):
-            mask = with_given(labels.mask(size).numpy(), given)
-            return named(mask=mask, objects=labels.object_ids, points=labels.tracked_points(size))
+    def _tracked_backwards(self, clip: Clip, stopwatch: Stopwatch, folder: Path) -> BackwardMasks:
+        """The masks of the frames that are tracked towards the start of the clip, written to `folder`."""
+        masks, part = BackwardMasks(clip, folder), backward_clip(clip)
+        if part is None:
+            return masks
+        tracker = self._tracker(part, self.adapters.adapter(part, self.backbone), stopwatch)
+        for index, frame, given in prefetched(_decoded(part, stopwatch, part.start)):
+            masks.add(len(clip) - 1 - index, segment_frame(tracker, part, index, frame, given)[0])
+        return masks
+
+    def _tracker(self, clip: Clip, adapter: Adapter, stopwatch: Stopwatch) -> Tracker:
+        """A tracker at the first frame of the clip that it is going to process."""
+        tracker = self.make_tracker(self.backbone, adapter=adapter, refiner=self.refiner, stopwatch=stopwatch)
+        tracker.skip(clip.start)
+        return tracker
 
 
 def _decoded(

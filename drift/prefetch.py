@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
 __all__ = ["BackgroundConsumer", "prefetched"]
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 _END = object()
 
 
-def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def prefetched(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
     """Iterates over `items` in a background thread, at most `depth` items ahead.
 
     An exception raised by `items` is raised after the items that precede it.

@@ -377,6 +377,17 @@ def test_train_and_evaluate_agree_on_all_that_an_adapter_depends_on(overrides):
         assert one[group] == other[group]
 
 
+@pytest.mark.parametrize(
+    "overrides", [[], ["backbone=sd21", "refinement=sam"], ["experiment=drift", "seed=3"]]
+)
+def test_the_page_has_the_models_of_evaluate(overrides):
+    page, other = (composed(*overrides, config=config) for config in ("demo", "evaluate"))
+    for group in ("backbone", "noise", "propagation", "adaptation", "refinement", "seed"):
+        assert page[group] == other[group]
+    assert page.page.host == "127.0.0.1"
+    assert not page.page.share
+
+
 def test_all_packages_are_installed():
     root = Path(evaluate.__file__).parent
     text = (root / "pyproject.toml").read_text()

@@ -87,7 +87,7 @@ def test_commands_are_listed_and_others_refused(monkeypatch, capsys):
     assert all(f"drift {command}" in capsys.readouterr().out for command in ["evaluate"])
     monkeypatch.setattr(sys, "argv", ["drift", "track"])
     assert main() == 2
-    assert capsys.readouterr().err == "error: track: no such command; allowed are evaluate, train\n"
+    assert capsys.readouterr().err == "error: track: no such command; allowed are evaluate, demo, train\n"
 
 
 def test_the_version_is_stated_once_in_each_place():

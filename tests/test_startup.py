@@ -27,6 +27,7 @@ HEAVY = {
     "scipy",
     "av",
     "PIL",
+    "gradio",
 }
 
 
@@ -42,7 +43,7 @@ def python(code: str, *words: str, check: bool = True, **options) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("script", ["evaluate", "train"])
+@pytest.mark.parametrize("script", ["evaluate", "train", "demo"])
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

@@ -1,4 +1,4 @@
-"""The commands `drift evaluate` and `drift train`; `evaluate.py` and `train.py` of a checkout run the same."""
+"""The commands of `drift`; `evaluate.py`, `train.py` and `demo.py` of a checkout run the same."""
 
 from __future__ import annotations
 

@@ -82,6 +82,16 @@ def _a_frame_has_one_mask(settings: Settings) -> None:
         raise OptionError("data.mask", mask, f"null, because data.masks has a mask for frame {frame}")
 
 
+def _only_masks_are_tracked_backwards(settings: Settings) -> None:
+    direction = group_at(settings, "data", ".Video").get("direction", "forward")
+    if direction == "forward":
+        return
+    if group_at(settings, "data").get("keypoints"):
+        raise OptionError("data.direction", direction, "forward with data.keypoints")
+    if group_at(settings, "adaptation").get("checkpoints"):
+        raise OptionError("data.direction", direction, "forward with adaptation.checkpoints")
+
+
 def _every_click_has_a_label(settings: Settings) -> None:
     video = group_at(settings, "data", ".Video")
     labels: Sequence[int] | None = video.get("labels")
@@ -103,5 +113,6 @@ CONTRADICTIONS: Sequence[Callable[[Settings], None]] = (
     _resuming_needs_masks,
     _a_video_has_something_to_track,
     _a_frame_has_one_mask,
+    _only_masks_are_tracked_backwards,
     _every_click_has_a_label,
 )

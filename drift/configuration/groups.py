@@ -77,12 +77,26 @@ class Output(TypedDict, total=False):
     json_logs: bool
 
 
+@with_config(_strict)
+class Page(TypedDict, total=False):
+    """The page of `demo.py`."""
+
+    host: Text
+    port: Annotated[int, Field(ge=1, le=65535)] | None
+    share: bool
+    max_side: MaxSide
+    max_frames: Count
+    max_megabytes: Count
+    keep_minutes: NonNegative
+
+
 @with_config(_open)
 class Configuration(TypedDict, total=False):
-    """The options that belong to no group, and `output`."""
+    """The options that belong to no group, `output` and `page`."""
 
     seed: Seed
     output: Output
+    page: Page
 
 
 @with_config(_strict)
@@ -166,6 +180,7 @@ class Video(TypedDict, total=False):
     )
     keypoints: Text | None
     frame: Whole
+    direction: Literal["forward", "backward", "both"]
     frames_per_second: Positive
     max_side: MaxSide
 

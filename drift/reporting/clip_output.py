@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from drift.clip import Clip
+from drift.directions import first_frames
 from drift.formats import SegmentedFrame, make_writers
 from drift.formats.tables import points_by_frame
 from drift.image_files import read_mask
@@ -127,7 +128,7 @@ class ClipOutput:
         frames = iter(self.clip.frames) if writers else None
         rows = points_by_frame(self.folder.keypoints(self.clip)) if self.clip.keypoints else iter(())
         next_row = next(rows, None)
-        objects: tuple[int, ...] = ()
+        objects = () if self.clip.direction == "forward" else tuple(first_frames(self.clip.given))
         for index in range(self.earlier.done):
             if index in self.clip.given:
                 given = np.unique(self.clip.given[index]).tolist()
