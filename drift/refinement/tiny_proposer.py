@@ -47,6 +47,7 @@ class TinySamProposer(nn.Module):
         self.sam = sam.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sam.image_encoder.convert_stages(resolved_precision(precision, device))
         self.prompts = prompts
+        self._last: tuple[Tensor, dict[int, Embedding]] | None = None  # the frame segmented last
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """See `Proposer.grid`: the grid of the model's masks."""
@@ -122,11 +123,20 @@ class TinySamProposer(nn.Module):
             "points": torch.from_numpy(_input_pixels(points, across, down)).to(self._device),
             "labels": torch.tensor([prompt.inside], dtype=torch.long, device=self._device).reshape(1, -1),
         }
-        return self._embed(frame, side), prompts
+        return self._kept(frame, side), prompts
 
     @property
     def _device(self) -> torch.device:
         return self.sam.mask_decoder.mask.weight.device
+
+    def _kept(self, frame: Tensor, side: int) -> Embedding:
+        """Embedding of the frame, computed once while a user clicks on it."""
+        last = self._last  # another thread may replace it
+        if last is None or not torch.equal(last[0], frame):
+            self._last = last = (frame.clone(), {})
+        if side not in last[1]:
+            last[1][side] = self._embed(frame, side)
+        return last[1][side]
 
     def _embed(self, frame: Tensor, side: int = FINE_SIDE) -> Embedding:
         return self.sam.embed(frame.to(self._device).permute(2, 0, 1).float(), side)

@@ -133,3 +133,18 @@ def test_a_point_on_the_background_takes_it_from_the_mask():
 def test_the_grid_is_half_as_fine_as_the_input(proposer):
     rows, columns = proposer.grid((480, 854))
     assert (rows * 2, columns * 2) == TinySam.input_size((480, 854)) == (352, 640)
+
+
+def test_a_frame_that_is_clicked_again_is_embedded_once(proposer, frame, monkeypatch):
+    embedded = []
+    embed = proposer.sam.embed
+    monkeypatch.setattr(proposer.sam, "embed", lambda *args: embedded.append(args[1]) or embed(*args))
+    click = ObjectPrompt(1, points=((60, 50),), inside=(True,))
+    first = proposer.segment(frame, click)
+    assert len(embedded) == len(set(embedded)) == 2  # one of each size
+    assert torch.equal(proposer.segment(frame.clone(), click), first)
+    assert len(embedded) == 2
+    other = 255 - frame
+    proposer.segment(other, click)
+    assert len(embedded) == 4
+    assert torch.equal(proposer.segment(frame, click), first)
