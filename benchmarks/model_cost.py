@@ -1,8 +1,9 @@
 """Seconds and memory of one pass of every model: `python -m benchmarks.model_cost --models tiny,dinov2,sd15`.
 
-A model has the configuration of its published checkpoint, text encoders included, and random weights in bfloat16. It is
-saved to a temporary folder, loaded with the layers and options of its YAML, and computes the features of one frame of
-480 x 854 pixels, with one draw of noise, on one CPU thread. `COSTS` keeps the figures for `benchmarks.model_table`.
+Each model has the configuration of its published checkpoint, text encoders included, and random weights in bfloat16. It
+is saved to a temporary folder, loaded with the layers and options of its YAML, and computes the features of one frame
+of 480 x 854 pixels with one draw of noise on one CPU thread. The figures are written to `model_costs.json`, which
+`benchmarks.model_table` reads.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, Mapping[str, int]]] = {
         "text_encoder_2": {**_CLIP_G, "vocab_size": 49408},
     },
 }
-"""What the text encoders of `tests/published_models.py`, which have few layers, lack to those of the published
-checkpoints. SDXL needs none for an empty prompt; T5 of Stable Diffusion 3.5 is optional and left out."""
+"""Options with which the text encoders of `tests/published_models.py` have their published size. SDXL needs no text
+encoder for an empty prompt; the T5 encoder of Stable Diffusion 3.5 is optional and left out."""
 
 
 def write_checkpoint(name: str, folder: Path) -> None:
-    """A checkpoint of the published configuration with random weights, for a choice of `backbone=`."""
+    """Writes a checkpoint of the published configuration of `backbone=name` with random weights to `folder`."""
     write_configurations(name, folder)
     for part, values in TEXT_ENCODERS.get(name, {}).items():
         file = folder / part / "config.json"
@@ -63,10 +64,10 @@ def write_checkpoint(name: str, folder: Path) -> None:
 
 
 def write_random_weights(folder: Path) -> None:
-    """Saves random weights in bfloat16 beside every `config.json` that has none.
+    """Saves random weights in bfloat16 beside every `config.json` without weights.
 
     Raises:
-        InputError: a model, and half as much again for saving it, does not fit the free memory.
+        InputError: one and a half times the size of a model exceeds the free memory; saving needs as much.
     """
     for file in sorted(folder.rglob("config.json")):
         if any(file.parent.glob("*.safetensors")):
@@ -87,7 +88,7 @@ def write_random_weights(folder: Path) -> None:
 
 
 def _model(folder: Path) -> Any:
-    """The model of a folder, of diffusers or transformers, as its class initialises it."""
+    """A diffusers or transformers model with random weights, from the configuration in `folder`."""
     config = read_json(folder / "config.json")
     if "_class_name" in config:
         kind: Any = getattr(diffusers, config["_class_name"])
@@ -121,7 +122,7 @@ def measured(name: str, checkpoint: str) -> dict[str, float]:
 
 
 def _cost(name: str) -> Mapping[str, float | str]:
-    """What `measured` says of a choice of `backbone=`, or the reason why its weights cannot be made here."""
+    """Result of `measured` for `backbone=name`, or `refused`: why the model does not fit into memory."""
     with tempfile.TemporaryDirectory() as scratch:
         if name == "tiny":
             return _in_process(measured, name, "embedded:tiny")
@@ -133,7 +134,7 @@ def _cost(name: str) -> Mapping[str, float | str]:
 
 
 def _in_process(function: Callable[..., _Result], *arguments: object) -> _Result:
-    """The result of a call in a process of its own: memory that a process once took counts for it to its end."""
+    """Result of a call in a new process, as the peak memory of a process never falls."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as fresh:
         return fresh.submit(function, *arguments).result()
 

@@ -1,9 +1,8 @@
 """The table of models in `docs/models.md`: `python -m benchmarks.model_table --write docs/models.md`.
 
-What the code knows, it says: each model is built without weights from the configuration of its published checkpoint
-(`tests/published_models.py`) and described by `drift.backbones.describe`. Seconds and memory are those that
-`benchmarks.model_cost` measured. Licences are those that the checkpoints' pages state. `--write` replaces what is
-between the two marks in the file.
+Each model is built without weights from the configuration of its published checkpoint (`tests/published_models.py`)
+and described by `drift.backbones.describe`. Seconds and memory come from `benchmarks.model_cost`, licences from the
+pages of the checkpoints. `--write` replaces the text between the two marks in the file.
 """
 
 from __future__ import annotations
@@ -67,12 +66,14 @@ _ENCODERS: Mapping[str, PretrainedConfig] = {
         architectures=["Siglip2Model"],
     ),
 }
-"""Configurations of the checkpoints of image encoders that the YAMLs name."""
+"""Configurations of the published image encoders."""
 
 
 def write_configurations(name: str, folder: Path) -> None:
-    """The configurations of the checkpoint that a YAML names, for any choice but `tiny`; no weights but for small text
-    encoders."""
+    """Writes the configurations of the published checkpoint of `backbone=name`, which is not `tiny`, to `folder`.
+
+    Text encoders are written with weights, but with few layers.
+    """
     if str(ROOT / "tests") not in sys.path:
         sys.path.insert(0, str(ROOT / "tests"))
     from published_models import PUBLISHED
@@ -84,7 +85,7 @@ def write_configurations(name: str, folder: Path) -> None:
 
 
 def summaries(names: tuple[str, ...] = tuple(LICENCES)) -> dict[str, Summary]:
-    """What the code knows of the checkpoints that the YAMLs name, for frames of 480 x 854 pixels."""
+    """Summaries of the published checkpoints by the choice of `backbone=`, for frames of 480 x 854 pixels."""
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
@@ -95,7 +96,7 @@ def summaries(names: tuple[str, ...] = tuple(LICENCES)) -> dict[str, Summary]:
 
 
 def table(described: Mapping[str, Summary]) -> str:
-    """The table in Markdown, and below it why models could not be measured."""
+    """The table in Markdown, followed by the reasons for missing measurements."""
     costs = read_json(COSTS)
     lines = [
         "| `backbone=` | checkpoint | layers at stride | heads x width | prompt | noise | parameters | seconds | GB "

@@ -16,7 +16,10 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Runs a command as its script is run, from which Lightning can start the other processes of a run."""
+    """Runs a command; returns the exit status.
+
+    The command runs as a script, which Lightning starts again for each further process.
+    """
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(_usage())

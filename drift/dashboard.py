@@ -78,8 +78,9 @@ class Dashboard(L.Callback):
         metrics = _metrics(clip, score)
         loggers = self._guarded(trainer)
         loggers.log(lambda logger: logger.log_metrics(metrics, step=step))
-        curves = step < self.config["output"]["pictured_clips"]
-        loggers.log(lambda logger: _log_media(logger, clip, step, curves=curves), kind="pictures")
+        if step < self.config["output"]["pictured_clips"]:
+            loggers.log(lambda logger: _log_adapter(logger, clip, step), kind="pictures")
+        loggers.log(lambda logger: _log_media(logger, clip, step), kind="pictures")
 
     def _guarded(self, trainer: L.Trainer) -> GuardedLoggers:
         self._loggers = self._loggers or GuardedLoggers(
@@ -117,15 +118,21 @@ def _row(clip: ClipResult, score: SequenceScore | None) -> list[Any]:
     return [clip.name, clip.frames, *scores, clip.seconds_per_frame, clip.peak_memory / 1e6, seconds]
 
 
-def _log_media(logger: Logger, clip: ClipResult, step: int, *, curves: bool) -> None:
-    """Logs to W&B: losses and head weights if `curves`, attention, sampled frames and the overlay video."""
+def _log_adapter(logger: Logger, clip: ClipResult, step: int) -> None:
+    """Logs to W&B: losses and head weights."""
     if not isinstance(logger, WandbLogger):
         return
-    if clip.losses and curves:
+    if clip.losses:
         _log_losses(logger, clip, step)
-    if clip.head_weights and curves:
+    if clip.head_weights:
         figure = draw_head_weights(clip.head_weights, title=f"{clip.name}: head weights")
         logger.log_image(f"{clip.name}/head_weights", [figure], step=step)
+
+
+def _log_media(logger: Logger, clip: ClipResult, step: int) -> None:
+    """Logs to W&B: attention, sampled frames and the overlay video."""
+    if not isinstance(logger, WandbLogger):
+        return
     if clip.attention and clip.attention.is_file():
         logger.log_image(f"{clip.name}/attention", [str(clip.attention)], step=step)
     if clip.samples and clip.samples.is_dir():

@@ -339,6 +339,7 @@ def test_tuned_options_are_stated_and_not_inherited(name):
     own = yaml.safe_load((CONFIGS / "propagation" / f"{name}.yaml").read_text())
     tuned = {"temperature", "top_k", "radius", "memory_frames"}
     assert own.keys() >= (tuned if own.get("affinity") == "cosine" else tuned | {"heads"})
+    assert composed(f"propagation={name}").propagation.background_weight == 1
 
 
 @pytest.mark.parametrize("name", BACKBONES)

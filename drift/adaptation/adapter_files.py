@@ -143,7 +143,7 @@ class AdapterFolder:
         if adaptation.checkpoints is None:
             return AdapterFolder(adaptation, propagation, root, replaces=True)
         if not adaptation.learns:
-            allowed = "null where nothing is learned; give adaptation=drift, or the experiment of train.py"
+            allowed = "null where nothing is learned; give the adaptation or experiment of train.py"
             raise OptionError("checkpoints", adaptation.checkpoints, allowed)
         folder = Path(adaptation.checkpoints).expanduser()
         if not folder.is_dir():

@@ -43,8 +43,8 @@ class PromptOptions(FitOptions):
         refresh: if `conditioned`, steps between two forward passes of the model; 0 for a pass at each step, with
             gradients through it.
         slot_weight: exponent of the slots' probabilities beside propagated labels; 0 to ignore them.
-        slot_interval: frames from one use of the slots to the next. What they say of successive frames is much the
-            same, and their layers may cost more than those whose features are propagated.
+        slot_interval: the slots' probabilities are used in every `slot_interval`-th frame. They change little between
+            successive frames, and may need layers behind those whose features are propagated.
         learning_rate, steps, patience, tolerance: see `FitOptions`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`ImageEncoder`: what the image encoders of transformers share. A family is one subclass."""
+"""`ImageEncoder`: base class of the image encoders of transformers. A family is one subclass."""
 
 from __future__ import annotations
 

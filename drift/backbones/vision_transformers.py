@@ -1,4 +1,4 @@
-"""`VisionTransformer`: what backbones of vision transformers share, which have neither noise nor prompt."""
+"""`VisionTransformer`: base class of the backbones that are vision transformers, without noise and prompt."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["VisionTransformer"]
 
 
 class VisionTransformer(nn.Module, ABC):
-    """A frozen model that computes self-attention features of frames' patches.
+    """A frozen vision transformer that computes self-attention features of patches. Implements `Backbone`.
 
-    Implements `Backbone`. Features leave out class and register tokens, which precede the patches.
+    Features contain no class and register tokens.
 
     Args:
-        model: a model of diffusers or transformers; becomes part of the backbone.
-        modules: its layers, or the attention of each, by name.
+        model: a model of diffusers or transformers; registered as a submodule.
+        modules: its layers, or their attention modules, by name.
         layers: names of the layers whose features are returned.
-        source: the checkpoint, for `description`.
+        source: name of the checkpoint, for `description`.
     """
 
     model: Any

@@ -1,4 +1,4 @@
-"""The commands of `drift`; `evaluate.py`, `train.py` and `demo.py` of a checkout run the same."""
+"""Entry points `drift evaluate`, `drift train` and `drift demo`, also those of the scripts of a checkout."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["CONFIGS"]
 _PACKAGED = Path(__file__).parents[1] / "configs"
 
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
-"""The configurations: in an installed package, or at the top of a checkout."""
+"""Folder of the Hydra configurations: `drift/configs` in an installed package, `configs` in a checkout."""

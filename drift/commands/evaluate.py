@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: DictConfig) -> DavisScores | None:
-    """Runs one configuration; its files are in `output.dir`. Returns the scores, in the first of several processes."""
+    """Runs one configuration and writes to `output.dir`.
+
+    Returns:
+        The scores; None in processes other than the first.
+    """
     # Imported here, as a configuration is composed and checked without them.
     from omegaconf import OmegaConf
 

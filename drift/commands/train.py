@@ -31,7 +31,9 @@ def train(config: DictConfig) -> Path:
     fabric.launch()
     models = load_models(config, fabric.device)
     if not models.adaptation.learns:
-        raise OptionError("adaptation", "none", "one that learns: adaptation=drift, or experiment=drift")
+        raise OptionError(
+            "adaptation", "none", "one that learns: adaptation=tiny, adaptation=drift or experiment=drift"
+        )
     adapters = AdapterFolder(models.adaptation, models.propagation, started.folder)
     clips = started.data.clips_of(fabric.global_rank, fabric.world_size)
     with claimed_folder(config, is_global_zero=fabric.is_global_zero):
@@ -41,7 +43,7 @@ def train(config: DictConfig) -> Path:
         )
         fabric.barrier()
     if fabric.is_global_zero:
-        use = f"python evaluate.py with the same options, adaptation=drift adaptation.checkpoints={started.folder}"
+        use = f"python evaluate.py with the same options and adaptation.checkpoints={started.folder}"
         started.console.print(f"adapters: {started.folder}\nuse them: {use}", soft_wrap=True)
     return started.folder
 

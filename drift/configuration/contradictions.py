@@ -47,7 +47,7 @@ def _adapters_are_read_where_something_is_learned(settings: Settings) -> None:
         and group_at(adaptation, "textual_inversion", ".no_textual_inversion")
         and any(group_at(adaptation, "head_weighting", f".{name}") for name in ("Uniform", "Single", "Fixed"))
     ):
-        allowed = "null where nothing is learned; give adaptation=drift, or the experiment of train.py"
+        allowed = "null where nothing is learned; give the adaptation or experiment of train.py"
         raise OptionError("adaptation.checkpoints", adaptation["checkpoints"], allowed)
 
 

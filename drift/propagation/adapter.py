@@ -26,7 +26,7 @@ class Adapter:
         head_weights: weight of each head by layer, summing to 1 over all layers. Empty for equal weights.
         slots: frame index -> keys of the prompts' slots from that frame on.
         slot_weight: exponent of the slots' probabilities beside the propagated labels; 0 to ignore them.
-        slot_interval: the slots weigh the labels of frames whose index is a multiple of it.
+        slot_interval: slots are used in frames whose index is a multiple of this number, 1 or more.
         embeddings: the learned embeddings of the slots, one tensor per appearance of objects.
         figures: statistics of the optimisation: seconds, steps, losses.
         losses: loss of each step, by what was learned.
@@ -48,7 +48,7 @@ class Adapter:
         return _latest(self.prompts, frame)
 
     def slots_at(self, frame: int) -> SlotKeys | None:
-        """The slots that weigh labels at frame `frame`; None if none do."""
+        """The slots used at frame `frame`; None if no slots are used there."""
         return _latest(self.slots, frame) if self.slot_weight and frame % self.slot_interval == 0 else None
 
 

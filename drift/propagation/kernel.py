@@ -162,13 +162,13 @@ def _spans(length: int, radius: int | None, tile: int) -> list[_Span]:
 
 @dataclass(frozen=True)
 class _Strip:
-    """Keys and labels that the queries of neighbouring tiles in a row of tiles may attend to, by frame and column.
+    """Keys and labels in the windows of neighbouring tiles of one row of tiles.
 
-    A window of columns is contiguous within each frame, so one copy serves all tiles of a strip.
+    Columns precede rows, so that each tile's window is a contiguous slice and needs no copy of its own.
 
     Attributes:
-        rows: the rows of its tiles and windows.
-        low: its first column.
+        rows: rows of the tiles and of their windows.
+        low: first column.
         keys: `(heads, frames, columns, rows, dim)`.
         labels: `(frames, columns, rows, channels)`.
     """
@@ -180,9 +180,9 @@ class _Strip:
 
 
 class _Workspace:
-    """Buffers shared by all strips of a call: allocating fresh pages for each of them costs more than filling them.
+    """Buffers reused by all strips of a call; allocating fresh pages costs more than filling them.
 
-    Where gradients are needed the graph keeps every tile's tensors, so nothing is reused.
+    With gradients nothing is reused, as the graph keeps the tensors of every tile.
     """
 
     def __init__(self, like: Tensor, *, reuse: bool) -> None:
@@ -206,7 +206,7 @@ def _cut_strip(
     columns: Sequence[_Span],
     workspace: _Workspace,
 ) -> _Strip:
-    """Copies what the tiles of `rows` and neighbouring `columns` may attend to out of the memory."""
+    """Copies the windows of the tiles at `rows` and neighbouring `columns` from the memory."""
     heads, _, _, dim = keys[0].shape
     low, high = columns[0].low, columns[-1].high
     cut = workspace.take("keys", (heads, len(keys), high - low, rows.high - rows.low, dim))
@@ -257,7 +257,7 @@ def _attend_in_tiles(
         y, x = slice(rows.start, rows.stop), slice(columns[0].start, columns[-1].stop)
         propagated[:, y, x] = attend(rows, columns, workspace)
 
-    threads, tiles = _division(queries, len(keys), all_rows, all_columns)
+    threads, tiles = _threads_and_tiles(queries, len(keys), all_rows, all_columns)
     strips = [all_columns[first : first + tiles] for first in range(0, len(all_columns), tiles)]
     work = list(itertools.product(all_rows, strips))
     if threads == 1:
@@ -270,19 +270,21 @@ def _attend_in_tiles(
 
 
 def _tile(queries: Tensor, frames: int, radius: int | None) -> int:
-    """Side of a tile: on an accelerator, whose products are best large, the largest whose logits fit a workspace."""
+    """Side of a tile; on an accelerator the largest of `_TILES` whose logits fit into `_WORKSPACES`."""
     heads, height, width, _ = queries.shape
     if queries.device.type == "cpu":
         return _CPU_TILE
-    places = [height * width if radius is None else (tile + 2 * radius) ** 2 for tile in _TILES]
-    sizes = (4 * heads * frames * tile**2 * n for tile, n in zip(_TILES, places, strict=True))
-    return next((tile for tile, size in zip(_TILES, sizes, strict=True) if size <= _WORKSPACES), _TILES[-1])
+    for tile in _TILES:
+        places = height * width if radius is None else (tile + 2 * radius) ** 2
+        if 4 * heads * frames * tile**2 * places <= _WORKSPACES:
+            break
+    return tile
 
 
-def _division(
+def _threads_and_tiles(
     queries: Tensor, frames: int, rows: Sequence[_Span], columns: Sequence[_Span]
 ) -> tuple[int, int]:
-    """Number of threads, and of neighbouring tiles that share a strip: as many as memory and threads allow."""
+    """Number of threads, and number of neighbouring tiles per strip, within `_WORKSPACES` and `_STRIP`."""
     heads, *_, dim = queries.shape
     tile = columns[0].stop
     per_column = 4 * heads * dim * frames * max(span.high - span.low for span in rows)  # bytes
@@ -347,16 +349,16 @@ def _attend(
         column = torch.arange(columns.start, columns.stop, device=tile.device) - columns.low
         own = (column * strip.keys.shape[3] + row[:, None]).flatten()
         logits[:, 0, torch.arange(len(own), device=own.device), own] = _never(logits.dtype)
-    closed = None if radius is None else _too_far(rows, columns, radius, tile.device)
+    too_far = None if radius is None else _too_far(rows, columns, radius, tile.device)
     if top_k is None or logits.shape[-1] <= 2 * top_k:
-        if closed is not None:
-            logits = logits.masked_fill(closed, _never(logits.dtype))
+        if too_far is not None:
+            logits = logits.masked_fill(too_far, _never(logits.dtype))
         flat = logits.transpose(1, 2).flatten(2)
         if top_k is None or top_k >= flat.shape[-1]:
             return (flat.softmax(-1) @ labels).unflatten(1, (height, width))
         values, tokens = flat.topk(top_k, dim=-1, sorted=False)
     else:
-        values, tokens = _largest(logits.detach(), closed, top_k)
+        values, tokens = _largest(logits.detach(), too_far, top_k)
         if logits.requires_grad:
             exact = logits.transpose(1, 2).flatten(2).gather(-1, tokens)
             values = torch.where(values > _never(values.dtype) / 2, exact, values)
@@ -387,24 +389,22 @@ def _too_far(
 
 def _largest(
     logits: Float[Tensor, "heads frames queries places"],
-    closed: Bool[Tensor, "queries places"] | None,
+    too_far: Bool[Tensor, "queries places"] | None,
     top_k: int,
 ) -> tuple[Float[Tensor, "heads queries k"], Int[Tensor, "heads queries k"]]:
-    """The `top_k` largest logits of each query and their tokens `frame * places + place`, in one read.
+    """The `top_k` largest logits of each query and their tokens, `frame * places + place`.
 
-    The k largest logits lie at the k places of largest maximum over frames: if one lay elsewhere, each of those k
-    places would hold a value at least as large. The maximum over frames is a plain vectorised operation, and the search
-    for the k largest then covers `places + k * frames` values instead of all of them.
+    The k largest logits lie at the k places whose maxima over frames are largest: any other place would leave k values
+    that are at least as large. So the search covers `places + k * frames` values instead of `frames * places`.
     """
     _, frames, _, places = logits.shape
     maxima = logits.amax(1)
-    if closed is not None:
-        maxima.masked_fill_(closed, _never(maxima.dtype) * 2)
+    if too_far is not None:
+        maxima.masked_fill_(too_far, _never(maxima.dtype) * 2)
     best, chosen = maxima.topk(top_k, dim=-1, sorted=False)
     candidates = logits.gather(-1, chosen[:, None].expand(-1, frames, -1, -1)).transpose(1, 2)
-    # A closed place is among the best only where too few are open; its weight must still be 0.
-    shut = (best < _never(maxima.dtype) * 1.5)[:, :, None]
-    values, order = (
-        candidates.masked_fill(shut, _never(maxima.dtype)).flatten(2).topk(top_k, -1, sorted=False)
-    )
+    # Masked places are chosen only where fewer than k are within the radius; their weight must still be 0.
+    masked = (best < _never(maxima.dtype) * 1.5)[:, :, None]
+    candidates = candidates.masked_fill(masked, _never(maxima.dtype))
+    values, order = candidates.flatten(2).topk(top_k, dim=-1, sorted=False)
     return values, order // top_k * places + chosen.gather(-1, order % top_k)

@@ -151,11 +151,10 @@ def merge_given(
 
 
 def reweighted(
-    labels: Float[Tensor, "channels rows columns"], channel: int, weight: float
+    labels: Float[Tensor, "channels rows columns"], weights: Float[Tensor, "channels ..."]
 ) -> Float[Tensor, "channels rows columns"]:
-    """Labels with one channel multiplied by `weight`, normalised over channels again."""
-    weighted = labels.clone()
-    weighted[channel] *= weight
+    """Labels multiplied by `weights`, which are broadcast over rows and columns, and normalised over channels."""
+    weighted = labels * weights
     return weighted / weighted.sum(0, keepdim=True).clamp(min=1e-12)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drift.propagation.kernel import attention_logits
-from drift.propagation.labels import unpooled
+from drift.propagation.labels import reweighted, unpooled
 
 __all__ = ["SlotKeys", "slot_maps", "slot_probabilities", "weighted_by_slots"]
 
@@ -87,5 +87,4 @@ def weighted_by_slots(
 
     A Bayes update with the slots as likelihood; the exponent accounts for appearance that is correlated over frames.
     """
-    product = labels * probabilities.clamp(min=_FLOOR) ** weight
-    return product / product.sum(0, keepdim=True).clamp(min=1e-12)
+    return reweighted(labels, probabilities.clamp(min=_FLOOR) ** weight)

@@ -68,9 +68,8 @@ class Tracker:
         affinity, heads, temperature, top_k, radius: see `PropagationOptions`.
         memory_frames: number of predicted frames in the memory, beside those whose mask was given.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
-        background_weight: factor of the background's propagated probability. Propagation loses a little of an object
-            with every frame, since more of the tokens around its boundary are background; a value just below 1 makes
-            up for it.
+        background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
+            value just below 1 compensates for the probability that objects lose with each propagation.
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
         adapter: prompts and head weights learned for the clip; None for the backbone's prompt and equal weights.
         refiner: refines every predicted mask; None to leave masks as propagated.
@@ -288,9 +287,11 @@ class Tracker:
         return features, compared
 
     def _weighted(self, labels: Tensor, features: Sequence[Features], slots: SlotKeys | None) -> Tensor:
-        """Propagated labels with the background's weight and, if there are slots, weighted by their probabilities."""
+        """Propagated labels weighted by `background_weight` and by the probabilities of `slots`, if there are any."""
         if self.background_weight != 1:
-            labels = reweighted(labels, 0, self.background_weight)
+            weights = labels.new_ones(len(labels), 1, 1)
+            weights[0] = self.background_weight
+            labels = reweighted(labels, weights)
         if slots is None:
             return labels
         queries = {f.layer: f.prompt_queries for f in features if f.prompt_queries is not None}
