@@ -1,9 +1,9 @@
 """Masks from boxes, clicks and masks: `python -m benchmarks.prompts ROOT --json FILE`.
 
 IoU with the true mask on the first frame of each clip of a folder in DAVIS-2016's layout, for the embedded Segment
-Anything model and for GrabCut: from the exact box; from one click in the middle of the object; from five clicks, each
-next one in the middle of the largest error, as Segment Anything is evaluated; and from the true mask, corrupted as in
-training.
+Anything model and for GrabCut. Prompts are the exact box; one click in the middle of the object; five clicks, each in
+the middle of the largest error of the last mask, as in the evaluation of Segment Anything; and the true mask with the
+errors of `pretraining.corruption`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOKENS = 107  # across the longer side of the corrupted mask
 def prompted(
     proposer: Proposer, frame: UInt8[np.ndarray, "height width 3"], truth: Bool[np.ndarray, "height width"]
 ) -> dict[str, float]:
-    """IoU with the true mask by kind of prompt, and that of the corrupted mask itself as `corrupted`."""
+    """IoU with the true mask by kind of prompt, and the IoU of the corrupted mask before refinement (`corrupted`)."""
     picture = torch.from_numpy(frame)
     rows, columns = np.nonzero(truth)
     box = (float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1)

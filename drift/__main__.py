@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "evaluate": "track the objects of a video or of a data set's clips, and score the result",
-    "demo": "open a page on which objects are clicked on, tracked and corrected",
+    "demo": "serve a page for interactive tracking",
     "train": "learn an adapter for each clip of a data set, for evaluate to use",
 }
 

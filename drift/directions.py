@@ -1,4 +1,4 @@
-"""Tracking towards the start of a clip: the reversed clip is tracked, then its masks are merged with the others."""
+"""Backward tracking: the reversed clip is tracked, and its masks are merged with those of forward tracking."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ def first_frames(given: Mapping[int, np.ndarray]) -> dict[int, int]:
 def backward_clip(clip: Clip) -> Clip | None:
     """The reversed clip, whose frame `len(clip) - 1 - t` is frame `t`; None if nothing is tracked backwards.
 
-    With the direction `both` it has the masks up to the frame where the last object is first given: objects are tracked
-    forwards from there.
+    With the direction `both`, it contains the given masks up to the first frame of the last object to appear.
     """
     if clip.direction == "forward" or not clip.given:
         return None
@@ -64,7 +63,7 @@ def backward_clip(clip: Clip) -> Clip | None:
     last = len(clip) - 1
     return replace(
         clip,
-        name=f"{clip.name}-backward",  # an adapter of its own
+        name=f"{clip.name}-backward",  # its adapter has a separate file
         frames=ReversedFrames(clip.frames),
         frame_names=clip.frame_names[::-1],
         given={last - index: clip.given[index] for index in sorted(clip.given) if index <= start},
@@ -76,11 +75,11 @@ def backward_clip(clip: Clip) -> Clip | None:
 
 
 class BackwardMasks:
-    """Masks of the frames that were tracked towards the start of a clip, as files.
+    """Files with the masks of backward tracking.
 
     Args:
         clip: the clip.
-        folder: for the files.
+        folder: folder of the files.
     """
 
     def __init__(self, clip: Clip, folder: Path) -> None:
@@ -88,11 +87,11 @@ class BackwardMasks:
         self._first = {} if clip.direction == "forward" else first_frames(clip.given)
 
     def add(self, index: int, segmented: SegmentedFrame) -> None:
-        """Keeps the mask of frame `index` of the clip, as the reversed clip has it."""
+        """Writes the mask of frame `index` of the clip."""
         write_mask(self.folder / f"{index}.png", segmented.mask)
 
     def merged_with(self, segmented: SegmentedFrame) -> SegmentedFrame:
-        """A frame that was tracked forwards, with the objects that were tracked backwards where it is background."""
+        """The frame with backward-tracked objects on the pixels that forward tracking assigned to the background."""
         objects = later_objects(self.clip, segmented.index, self._first)
         path = self.folder / f"{segmented.index}.png"
         if not objects or not path.exists():
@@ -103,11 +102,11 @@ class BackwardMasks:
 
 
 def later_objects(clip: Clip, index: int, first: Mapping[int, int]) -> Collection[int]:
-    """Objects whose mask on frame `index` is that of the reversed clip.
+    """Objects whose mask on frame `index` comes from backward tracking.
 
     Args:
         clip: the clip.
-        index: of the frame.
+        index: index of the frame.
         first: see `first_frames`.
     """
     if clip.direction == "forward":
@@ -120,5 +119,5 @@ def merged(
     backward: UInt8[np.ndarray, "height width"],
     objects: Collection[int],
 ) -> UInt8[np.ndarray, "height width"]:
-    """`forward` with some `objects` of `backward` on the pixels that are background in it."""
+    """`forward` with the `objects` of `backward` on its background pixels."""
     return np.where((forward == 0) & np.isin(backward, list(objects)), backward, forward)

@@ -1,4 +1,4 @@
-"""`FrameSource`: the frames of a video file or of a folder of images, and what a `Clip` needs to know about them."""
+"""`FrameSource`: frames of a video file or of a folder of images, with their metadata."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrameSource:
     defect: str | None = None
 
     def clip(self, name: str, **inputs: Any) -> Clip:
-        """The clip with the masks, prompts and other arguments of `Clip` in `inputs`."""
+        """A clip of these frames; `inputs` are the other arguments of `Clip`."""
         return Clip(
             name=name,
             frames=self.frames,
@@ -53,14 +53,14 @@ class FrameSource:
 
 
 def open_frames(path: Path, *, frames_per_second: float = 24.0) -> FrameSource:
-    """The frames of a video file, which is decoded once to check it, or of a folder of images.
+    """Opens a video file, which is decoded once to validate it, or a folder of images.
 
     Args:
         path: file or folder.
         frames_per_second: frame rate of a folder; a video file has its own.
 
     Raises:
-        InputError: there is no frame that can be read.
+        InputError: no frame can be read.
     """
     if path.is_dir():
         files = frames_in(path)

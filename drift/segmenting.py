@@ -1,4 +1,4 @@
-"""One frame of a clip through the tracker: what a run and the page have in common."""
+"""Segmentation of a frame by a tracker, shared by `TrackingModule` and the page."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def segment_frame(
     Args:
         tracker: has processed all frames from `clip.start` to `index - 1`.
         clip: the clip.
-        index: of the frame.
+        index: index of the frame.
         frame: RGB, `(height, width, 3)` uint8, at full size.
         given: the given mask of the frame, or None.
 
     Returns:
-        The frame with its mask at full size, and the tracker's labels. Before `clip.start`, and if nothing is tracked
-        forwards, an empty mask and None.
+        The frame with its mask at full size, and the tracker's labels; an empty mask and None before `clip.start` and
+        with the direction `backward`.
     """
     size = frame.shape[0], frame.shape[1]
     named = partial(

@@ -28,7 +28,7 @@ def corrupted(
         others: how much of each other objects cover.
         tokens: across the longer side; the errors are as large as tokens are.
         random: draws the errors.
-        strength: of the errors at most, in (0, 1].
+        strength: upper bound of the strength of the errors, in (0, 1].
     """
     while True:
         soft = _once(cover, others, tokens, strength, random)

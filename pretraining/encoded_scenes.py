@@ -1,4 +1,4 @@
-"""Scenes whose pretrained features are computed once and kept on disk: a step of training then costs the rest only."""
+"""Scenes with features of the frozen encoder stages, computed once and stored on disk."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pretraining.pictures import load_pictures
 
 __all__ = ["OBJECTS", "SCENES", "EncodedScenes", "MaskedBatch", "encode_scenes"]
 
-SCENES = 4  # a batch
-OBJECTS = 4  # prompted in each of them
-_TOKENS = (70, 130)  # a tracker's, across the longer side
-_STRENGTHS = (0.15, 1.0)  # of the corruption: most masks of a tracker are nearly right
-_SHARP = 192  # pixels of a cut-out's longer side
+SCENES = 4  # per batch
+OBJECTS = 4  # prompted per scene
+_TOKENS = (70, 130)  # across the longer side, of corrupted masks
+_STRENGTHS = (0.15, 1.0)  # of the corruption
+_SHARP = 192  # pixels of the longer side, from which a cut-out is drawn twice as often
 
 
 class MaskedBatch(NamedTuple):
@@ -33,8 +33,8 @@ class MaskedBatch(NamedTuple):
 
     Attributes:
         strides: the encoder's features, see `TinyImageEncoder.strides`.
-        truth: how much of each 2 x 2 pixels each object covers, `(scenes, objects, rows, columns)` in [0, 1].
-        guess: corrupted masks on a grid of half that size, likewise.
+        truth: fraction of each 2 x 2 pixels that an object covers, `(scenes, objects, rows, columns)` in [0, 1].
+        guess: corrupted masks at half that resolution, in [0, 1].
     """
 
     strides: list[Tensor]
@@ -46,12 +46,15 @@ class MaskedBatch(NamedTuple):
 def encode_scenes(
     encoder: TinyImageEncoder, pictures: Path, folder: Path, *, count: int, side: int, seed: int
 ) -> None:
-    """Draws `count` batches of `SCENES` scenes, encodes them, and writes those that `folder` does not hold yet.
+    """Draws and encodes `count` batches of `SCENES` scenes; existing files in `folder` are kept.
 
     Args:
-        encoder: with pretrained stages.
+        encoder: encoder with pretrained stages.
         pictures: see `load_pictures`.
-        side: of the scenes' longer side, in pixels.
+        folder: folder of the batches.
+        count: number of batches.
+        side: longer side of the scenes in pixels.
+        seed: seed of the scenes.
 
     Raises:
         InputError: there are too few pictures.
@@ -61,7 +64,7 @@ def encode_scenes(
         return
     folder.mkdir(parents=True, exist_ok=True)
     cutouts, grounds = load_pictures(pictures, max_side=2 * _SHARP + 64)
-    cutouts += [each for each in cutouts if max(each.rgba.shape) >= _SHARP]  # twice as often
+    cutouts += [cutout for cutout in cutouts if max(cutout.rgba.shape) >= _SHARP]
     for number in track(missing, description="scenes", transient=True):
         random = np.random.default_rng((seed, number))
         size = drawn_size(side, random)
@@ -70,7 +73,7 @@ def encode_scenes(
         strides = encoder.strides(TinySam.preprocess(images.float()))
         covers = [torch.from_numpy(np.round(scene.covers * 255).astype(np.uint8)) for scene in scenes]
         unfinished = _path(folder, number).with_suffix(".part")
-        torch.save({"strides": [each.half() for each in strides], "covers": covers}, unfinished)
+        torch.save({"strides": [features.half() for features in strides], "covers": covers}, unfinished)
         unfinished.rename(_path(folder, number))
 
 
@@ -79,11 +82,11 @@ def _path(folder: Path, number: int) -> Path:
 
 
 class EncodedScenes(Dataset[MaskedBatch]):
-    """Batches of a folder that `encode_scenes` wrote, in random order, flipped at random, with corrupted masks.
+    """Batches written by `encode_scenes`, in random order, randomly flipped, with corrupted masks.
 
     Args:
-        folder: of the batches.
-        count: how many there are.
+        folder: folder of the batches.
+        count: number of batches.
         length, seed, first: batches `first` to `first + length - 1` of a seed.
     """
 
@@ -98,24 +101,24 @@ class EncodedScenes(Dataset[MaskedBatch]):
 
     def __getitem__(self, index: int) -> MaskedBatch:
         if not 0 <= index < self.length:
-            raise IndexError(index)  # what ends a `for` loop over the batches
+            raise IndexError(index)
         number = self.first + index
         order = np.random.default_rng((self.seed, number // self.count)).permutation(self.count)
         random = np.random.default_rng((self.seed, self.count, number))
         stored = torch.load(_path(self.folder, order[number % self.count]), weights_only=True)
-        flip = (lambda each: each.flip(-1)) if random.random() < 0.5 else (lambda each: each)
+        flip = (lambda tensor: tensor.flip(-1)) if random.random() < 0.5 else (lambda tensor: tensor)
         truth, guess = zip(
             *(_masks(flip(covers).numpy(), random) for covers in stored["covers"]), strict=True
         )
         return MaskedBatch(
-            [flip(each).contiguous(memory_format=torch.channels_last) for each in stored["strides"]],
+            [flip(features).contiguous(memory_format=torch.channels_last) for features in stored["strides"]],
             torch.from_numpy(np.stack(truth)),
             torch.from_numpy(np.stack(guess)),
         )
 
 
 def _masks(covers: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`OBJECTS` true masks and as many corrupted ones."""
+    """True and corrupted masks of `OBJECTS` random objects."""
     exact = covers.astype(np.float32) / 255
     chosen = np.resize(random.permutation(len(exact)), OBJECTS)
     grid = tuple(2 * length // STRIDE for length in exact.shape[:0:-1])
@@ -124,7 +127,7 @@ def _masks(covers: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray,
     guesses = []
     for n in chosen:
         others = np.max(
-            [*(each * (each + small[n] < 1.2) for m, each in enumerate(small) if m != n), nothing], 0
+            [*(cover * (cover + small[n] < 1.2) for m, cover in enumerate(small) if m != n), nothing], 0
         )
         strength = random.uniform(*_STRENGTHS)
         guesses.append(corrupted(small[n], others, int(random.integers(*_TOKENS)), random, strength=strength))

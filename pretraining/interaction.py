@@ -1,4 +1,4 @@
-"""Simulated users: where the next point goes."""
+"""Simulated clicks: the next point after a prediction."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def next_point(
     mask: Bool[np.ndarray, "rows columns"],
     random: np.random.Generator | None = None,
 ) -> tuple[int, int, bool]:
-    """Column and row of a point in the middle of the largest error, and whether it is inside the object.
+    """Column and row of a point in the largest error region, and whether it is inside the object.
 
     Args:
-        truth: the object.
-        mask: the prediction.
-        random: draws another point deep in the same kind of error; None takes the deepest.
+        truth: mask of the object.
+        mask: predicted mask.
+        random: draws a point deep inside errors of that kind; None for the deepest point.
     """
     depths = [
         cv2.distanceTransform(np.pad(error, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]

@@ -14,21 +14,21 @@ from pretraining.scenes import Light, PlacedObject, imagine, render
 
 __all__ = ["MaskedScene", "draw_scene", "drawn_size"]
 
-_SIZES = ((7, 12), (7, 12), (7, 12), (7, 12), (12, 7))  # heights and widths over the longest
-_TEXTURED = 0.15  # of the cut-outs show a piece of a wallpaper instead: shape and colours tell nothing
-_SMALLEST, _LARGEST = 0.002, 0.7  # of the picture: objects that are asked for
-_MAGNIFIED = 3.0  # a cut-out is shown at most this many times as large as it is
-_STREAK = 7  # pixels of motion blur at most
-_JOINED = 0.3  # probability that two objects that touch are asked for as one
-_MOST = 6  # masks a scene
+_SIZES = ((7, 12), (7, 12), (7, 12), (7, 12), (12, 7))  # height and width, relative to 12
+_TEXTURED = 0.15  # fraction of cut-outs with the texture of a background
+_SMALLEST, _LARGEST = 0.002, 0.7  # area of prompted objects, relative to the picture
+_MAGNIFIED = 3.0  # largest magnification of a cut-out
+_STREAK = 7  # longest motion blur in pixels
+_JOINED = 0.3  # probability of a mask that joins two objects that touch
+_MOST = 6  # masks per scene
 
 
 class MaskedScene(NamedTuple):
-    """A picture and the masks of what is asked for in it.
+    """A picture and the masks of objects in it.
 
     Attributes:
         image: RGB in [0, 255], `(height, width, 3)` uint8.
-        covers: how much of each 2 x 2 pixels each object covers, `(objects, height / 2, width / 2)` in [0, 1].
+        covers: fraction of each 2 x 2 pixels that an object covers, `(objects, height / 2, width / 2)` in [0, 1].
     """
 
     image: np.ndarray
@@ -68,7 +68,7 @@ def _is_useful(cover: np.ndarray) -> bool:
 
 
 def _joined(covers: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    """The union of two objects that touch, such as a rider and a horse, sometimes."""
+    """With probability `_JOINED`, the union of two objects that touch."""
     grown = [cv2.dilate(cover, np.ones((3, 3), np.uint8)) > 0.5 for cover in covers]
     pairs = [(a, b) for a in range(len(covers)) for b in range(a) if (grown[a] & grown[b]).any()]
     if not pairs or random.random() > _JOINED:
@@ -84,7 +84,7 @@ def _varied(
     size: tuple[int, int],
     random: np.random.Generator,
 ) -> PlacedObject:
-    """Inside the crop, not magnified too much; with a wallpaper's texture, or with colours nearer to the ground's."""
+    """Moves an object into the crop, limits its magnification, and changes its texture or its colours."""
     cutout, side = placed.cutout, max(size)
     reach = (0.9 * size[1] / side, 0.9 * size[0] / side)
     x, y = (0.5 + part * (at - 0.5) for at, part in zip(placed.placement.centre, reach, strict=True))
@@ -114,7 +114,7 @@ def _textured(cutout: Cutout, ground: np.ndarray, length: float, random: np.rand
 
 
 def _matched(cutout: Cutout, ground: np.ndarray, strength: float) -> Cutout:
-    """Moves mean and deviation of the colours towards the ground's."""
+    """Moves mean and deviation of the colours towards those of the background."""
     rgb, shown = cutout.rgba[..., :3].astype(np.float32), cutout.rgba[..., 3] > 128
     if not shown.any():
         return cutout
@@ -126,7 +126,7 @@ def _matched(cutout: Cutout, ground: np.ndarray, strength: float) -> Cutout:
 
 
 def _filmed(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """As uint8; randomly adds motion blur, blur and compression artefacts."""
+    """The picture as uint8, with random motion blur, blur and JPEG compression."""
     chance = random.random()
     if chance < 0.2:
         length = int(random.integers(3, _STREAK + 1))

@@ -365,7 +365,7 @@ def load_pictures(root: Path, *, max_side: int = 320) -> tuple[list[Cutout], lis
 
     Args:
         root: see `find_cutouts`.
-        max_side: of the cut-outs, in pixels.
+        max_side: longest side of cut-outs in pixels.
 
     Raises:
         InputError: there are too few; the message names the packages to install.

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    torch.set_flush_denormal(True)  # the losses of nearly right masks are full of them, and they are slow
+    torch.set_flush_denormal(True)  # losses of good masks contain many denormals, which are slow
     L.seed_everything(options.seed, verbose=False)
     sam, scenes = TinySam(), options.output / "scenes"
     try:
@@ -69,10 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and weights")
     parser.add_argument(
-        "--steps", type=int, default=3400, help="of 4 scenes with 4 objects each, at 384 pixels"
+        "--steps", type=int, default=3400, help="steps of 4 scenes with 4 objects each, at 384 pixels"
     )
-    parser.add_argument("--batches", type=int, default=477, help="of 4 scenes each, that are drawn before")
-    parser.add_argument("--threads", type=int, default=1, help="beside the one that draws the scenes")
+    parser.add_argument(
+        "--batches", type=int, default=477, help="number of batches of 4 scenes that are drawn and encoded"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads in addition to that of the data loader"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

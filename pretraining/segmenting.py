@@ -26,11 +26,14 @@ from pretraining.schedule import warmup_cosine
 __all__ = ["SegmentingTraining", "mask_losses", "save_half", "start_from_imagenet"]
 
 _FOCAL, _DICE = 20.0, 1.0  # weights of the losses, as Segment Anything's
-_BOUNDARY, _COARSE = 1.0, 1.0  # of the cross-entropy near the boundary, and of the losses of the coarse mask
-_ROUNDS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probabilities of 0 to 4 answers before the one that is learned from
-_KINDS = (0.27, 0.25, 0.13, 0.27, 0.08)  # a box, a point, a mask, a mask and its box, a mask and the true box
-_FORGOTTEN = 0.25  # probability that the last answer is not given back, only the points that corrected it
-_FINE = 3  # objects of a scene whose fine masks are learned from, in a step
+_BOUNDARY, _COARSE = (
+    1.0,
+    1.0,
+)  # weights of the cross-entropy near the boundary and of the losses of coarse masks
+_ROUNDS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probabilities of 0 to 4 predictions before that with a loss
+_KINDS = (0.27, 0.25, 0.13, 0.27, 0.08)  # box, point, mask, mask and its box, mask and the true box
+_FORGOTTEN = 0.25  # probability that the last prediction is not a mask prompt
+_FINE = 3  # objects per scene with a loss on fine masks
 _JITTER = 0.05  # of boxes, relative to their sides
 
 
@@ -39,7 +42,7 @@ def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         logits: `(..., rows, columns)`.
-        truth: how much of each pixel the object covers, of the same shape.
+        truth: fraction of each pixel that the object covers, of the same shape.
     """
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -50,11 +53,11 @@ def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 class Interaction:
-    """Prompts of objects, which begin with a box, a point or a corrupted mask, and to which points are added.
+    """Prompts of objects: a box, a point or a corrupted mask, and points added after each prediction.
 
     Args:
-        truth: the objects, `(objects, rows, columns)` at stride 2, in [0, 1].
-        guess: corrupted masks at the planes' stride, likewise.
+        truth: masks of the objects, `(objects, rows, columns)` at stride 2, in [0, 1].
+        guess: corrupted masks at the stride of the planes, in [0, 1].
         random: draws kinds of prompts, boxes and points.
     """
 
@@ -65,7 +68,7 @@ class Interaction:
         kinds = random.choice(5, count, p=_KINDS)
         self.points = torch.zeros(count, 0, 2)
         self.labels = torch.zeros(count, 0, dtype=torch.long)
-        boxes = np.stack([_drawn_box(each, random) for each in truth.numpy() > 0.5])
+        boxes = np.stack([_drawn_box(mask, random) for mask in truth.numpy() > 0.5])
         for number in np.flatnonzero(kinds == 3):
             boxes[number] = _box_of_guess(guess[number].numpy() > 0.5)
         has_box, has_mask = (
@@ -77,16 +80,16 @@ class Interaction:
 
     @property
     def planes(self) -> Tensor:
-        """As `TinyMaskDecoder` reads them."""
+        """The drawn prompts, see `TinyMaskDecoder`."""
         points = draw_points(self.size, self.points, self.labels)
         planes = torch.cat([points, self._boxes, self._masks], 1)
         return planes.contiguous(memory_format=torch.channels_last)
 
     def correct(self, logits: Tensor) -> None:
-        """Adds a point in an error of each answer, and gives the answer back as the mask prompt.
+        """Adds a point in an error of each prediction, which becomes the mask prompt.
 
         Args:
-            logits: of the answers at the planes' stride, `(objects, 1, rows, columns)`.
+            logits: predictions at the stride of the planes, `(objects, 1, rows, columns)`.
         """
         self._add(logits[:, 0].numpy() > 0, np.ones(len(logits), bool))
         kept = torch.from_numpy(self.random.random(len(logits)) > _FORGOTTEN)[:, None, None, None]
@@ -105,7 +108,7 @@ class Interaction:
 
 
 def _drawn_box(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The box around a mask at stride 2, in pixels of the input; every second one is drawn carelessly."""
+    """Bounding box of a mask at stride 2, in pixels of the input, with jitter in half of the cases."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) * 2
     if random.random() < 0.5:
@@ -114,19 +117,18 @@ def _drawn_box(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _box_of_guess(mask: np.ndarray) -> np.ndarray:
-    """The box around a mask at the planes' stride, as refinement draws it, in pixels of the input."""
+    """Box prompt of a mask at the stride of the planes, as in refinement, in pixels of the input."""
     box = bounding_box(main_components(mask), 0.05)
     return ((box + 0.5) * STRIDE - 0.5).astype(np.float32)
 
 
 class SegmentingTraining(L.LightningModule):
-    """Trains a `TinySam` interactively: the next prompts are drawn from the errors of its last answer.
+    """Trains a `TinySam` interactively: prompts are drawn from the errors of the last prediction.
 
     Args:
-        sam: trained in place, but for the convolutions that `start_from_imagenet` sets: features that know
-            more of the world than the scenes can teach.
-        max_steps: length of the learning rate's schedule.
-        learning_rate: its peak.
+        sam: trained in place, except for the stem and stages, which `start_from_imagenet` sets.
+        max_steps: length of the learning rate schedule.
+        learning_rate: peak learning rate.
     """
 
     def __init__(self, sam: TinySam, *, max_steps: int, learning_rate: float = 2e-3) -> None:
@@ -137,15 +139,15 @@ class SegmentingTraining(L.LightningModule):
             kept.requires_grad_(False)
 
     def training_step(self, batch: MaskedBatch, batch_index: int) -> Tensor:
-        """Loss of the answer after a random number of rounds."""
-        embedding = self.sam.image_encoder.joined([each.float() for each in batch.strides])
+        """Loss of the prediction after a random number of rounds."""
+        embedding = self.sam.image_encoder.joined([features.float() for features in batch.strides])
         truth = batch.truth.flatten(0, 1)
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         interaction = self._interacted(embedding, Interaction(truth, batch.guess.flatten(0, 1), random))
         decoder, frames = self.sam.mask_decoder, len(batch.truth)
         coarse = decoder.coarse(embedding, interaction.planes)
-        # Fine masks of some objects only: they take much time and have few weights.
-        some = (each.unflatten(0, (frames, -1))[:, :_FINE].flatten(0, 1) for each in coarse)
+        # Fine masks of a part of the objects: they take most of the time and have few weights.
+        some = (output.unflatten(0, (frames, -1))[:, :_FINE].flatten(0, 1) for output in coarse)
         fine, exact = decoder.fine(embedding, *some)[:, 0], batch.truth[:, :_FINE].flatten(0, 1)
         losses = mask_losses(fine, exact) + _BOUNDARY * boundary_losses(fine, exact)
         loss = losses.mean() + _COARSE * mask_losses(coarse[0][:, 0], F.avg_pool2d(truth, 4)).mean()
@@ -167,7 +169,7 @@ class SegmentingTraining(L.LightningModule):
 
 
 def boundary_losses(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean cross-entropy of each mask within two pixels of the true boundary; arguments as of `mask_losses`."""
+    """Mean cross-entropy of each mask within two pixels of the true boundary; arguments as in `mask_losses`."""
     widest, narrowest = F.max_pool2d(truth, 5, 1, 2), -F.max_pool2d(-truth, 5, 1, 2)
     near = widest - narrowest
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -209,6 +211,6 @@ def _fold(weights: dict[str, Tensor], convolution: str, norm: str, into: nn.Conv
 
 
 def save_half(sam: nn.Module, path: Path) -> None:
-    """Writes the weights of a Sam in half precision."""
+    """Writes the weights of a model in half precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, path)

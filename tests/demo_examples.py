@@ -1,4 +1,4 @@
-"""Sessions of `drift.demo` on a moving square, tracked by colours and segmented by colour: quick, without a model."""
+"""Sessions on a moving square that is tracked and segmented by colour, without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Segment Anything model of the official classes with few random weights."""
+"""A small Segment Anything model of the official classes with random weights."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def test_a_clip_is_adapted_and_tracked(load, accelerator, conditioned, noise, tm
 
 
 def random_sam(device):
-    """A Segment Anything of the official classes and random weights."""
+    """A small Segment Anything model of the official classes with random weights."""
     return SamProposer(small_sam(), prompts=PromptSettings(), device=device, precision="float32")
 
 

@@ -1,4 +1,4 @@
-"""The installed package: its command line, and the configurations inside."""
+"""The installed package: command line and configurations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder into which the built wheel is installed, without its dependencies."""
+    """Folder in which the built wheel is installed without dependencies."""
     folder = tmp_path_factory.mktemp("installed")
     source = folder / "source"
     names = subprocess.run(

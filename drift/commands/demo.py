@@ -1,4 +1,4 @@
-"""A page on which objects are clicked on, tracked and corrected: `drift demo --help`."""
+"""Serves a page for interactive tracking: `drift demo --help`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLAGS = {"--host": "page.host", "--port": "page.port"}
 
 
 def demo(config: DictConfig) -> None:
-    """Serves the page of one configuration until it is interrupted."""
+    """Serves the page for one configuration until it is interrupted."""
     # Imported here, as a configuration is composed and checked without them.
     from hydra.core.hydra_config import HydraConfig
 
@@ -34,10 +34,9 @@ def main() -> int:
 
 
 def options(words: Sequence[str]) -> list[str]:
-    """The words as options of the configuration.
+    """Translates `--host NAME`, `--port N` and `--share` into overrides, and adds `adaptation=none` by default.
 
-    `--host NAME`, `--port N` and `--share` become options of the page. Without a choice nothing is learned for a clip,
-    as it would be learned again, and all frames tracked again, after every correction.
+    With adaptation, every correction would start learning and tracking again.
     """
     found, left = [], list(words)
     while left:

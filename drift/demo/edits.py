@@ -1,4 +1,4 @@
-"""What a user has shown of a clip: objects, clicks and boxes, and the masks that result; with undo."""
+"""Objects, prompts and masks that a user has given for a clip, with undo."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _UNDOS = 100
 
 @dataclass(frozen=True)
 class Edits:
-    """Objects and their masks on the frames where they are shown. Mask files never change, so a copy is a snapshot.
+    """Immutable state of a user's edits. Mask files are never overwritten, so earlier states stay valid.
 
     Attributes:
-        names: name of each object by its id.
-        masks: file of the mask of each frame on which objects are shown, object ids.
-        prompts: clicks and box by frame index and object id, which the object's mask on that frame was made from.
+        names: names by object id.
+        masks: mask files (object ids) by frame index.
+        prompts: box and clicks by (frame index, object id), from which the mask was segmented.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
@@ -37,11 +37,11 @@ class Edits:
 
     @property
     def given(self) -> MaskFiles:
-        """The masks as a clip takes them."""
+        """The masks by frame index, read on access."""
         return MaskFiles(self.masks)
 
     def with_new_object(self, name: str | None = None) -> tuple[Edits, int]:
-        """The edits with one object more, and its id.
+        """A copy with a new object, and the id of the object.
 
         Raises:
             InputError: there are 254 objects.
@@ -53,7 +53,7 @@ class Edits:
         return replace(self, names=names), object_id
 
     def with_mask(self, frame: int, mask: UInt8[np.ndarray, "height width"] | None, folder: Path) -> Edits:
-        """The edits with another mask on a frame; None or an empty mask: none. Its file is written to `folder`."""
+        """A copy with `mask` on a frame, written to `folder`; None or an empty mask removes the frame's mask."""
         masks = {index: path for index, path in self.masks.items() if index != frame}
         if mask is not None and mask.any():
             path = folder / f"{hashlib.sha256(mask.tobytes()).hexdigest()[:20]}.png"
@@ -63,16 +63,16 @@ class Edits:
         return replace(self, masks=dict(sorted(masks.items())))
 
     def with_prompt(self, frame: int, prompt: ObjectPrompt) -> Edits:
-        """The edits with the prompt of an object on a frame."""
+        """A copy with the prompt of an object on a frame."""
         return replace(self, prompts={**self.prompts, (frame, prompt.object_id): prompt})
 
     def without_prompts(self, frame: int, objects: Collection[int]) -> Edits:
-        """The edits without the prompts of some objects on a frame."""
+        """A copy without the prompts of `objects` on a frame."""
         kept = {k: v for k, v in self.prompts.items() if k[0] != frame or k[1] not in objects}
         return replace(self, prompts=kept)
 
     def without_object(self, object_id: int, folder: Path) -> Edits:
-        """The edits without an object on any frame."""
+        """A copy without an object; changed masks are written to `folder`."""
         edits = replace(
             self,
             names={i: name for i, name in self.names.items() if i != object_id},
@@ -85,7 +85,7 @@ class Edits:
 
 
 class History:
-    """Edits with undo.
+    """Current and previous edits.
 
     Attributes:
         now: the current edits.
@@ -96,12 +96,12 @@ class History:
         self._before: list[Edits] = []
 
     def change(self, edits: Edits) -> None:
-        """Makes `edits` the current ones."""
+        """Replaces the current edits."""
         self._before = [*self._before, self.now][-_UNDOS:]
         self.now = edits
 
     def undo(self) -> bool:
-        """Goes back to the edits before the last change; returns whether there were any."""
+        """Restores the previous edits; returns False if there are none."""
         if not self._before:
             return False
         self.now = self._before.pop()
@@ -109,7 +109,7 @@ class History:
 
 
 def prompt_of_mask(object_id: int, mask: Bool[np.ndarray, "height width"]) -> ObjectPrompt:
-    """Box and innermost point of a mask, from which clicks go on to correct it; no box for an empty mask."""
+    """Prompt with the box and the innermost point of a mask, without both for an empty mask."""
     if not mask.any():
         return ObjectPrompt(object_id)
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -120,10 +120,10 @@ def prompt_of_mask(object_id: int, mask: Bool[np.ndarray, "height width"]) -> Ob
 
 
 def with_click(prompt: ObjectPrompt, x: float, y: float, *, inside: bool) -> ObjectPrompt:
-    """The prompt with one click more; a click on the object widens its box.
+    """A copy with a further click; a click inside the object extends the box.
 
     Raises:
-        InputError: the first click takes away.
+        InputError: the first click is outside the object.
     """
     if not inside and prompt.box is None and not any(prompt.inside):
         raise InputError("nothing to take away from here; click on the object first")
@@ -134,7 +134,7 @@ def with_click(prompt: ObjectPrompt, x: float, y: float, *, inside: bool) -> Obj
 
 
 def with_box(prompt: ObjectPrompt, corners: tuple[float, float, float, float]) -> ObjectPrompt:
-    """The prompt with a box between two corners.
+    """A copy with the box between two corners.
 
     Raises:
         InputError: the box is empty.
@@ -149,5 +149,5 @@ def with_box(prompt: ObjectPrompt, corners: tuple[float, float, float, float]) -
 def with_object(
     mask: UInt8[np.ndarray, "height width"], object_id: int, pixels: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width"]:
-    """`mask` in which an object has these pixels and no others."""
+    """A copy of `mask` in which the object covers exactly `pixels`."""
     return np.where(pixels, np.uint8(object_id), np.where(mask == object_id, np.uint8(0), mask))

@@ -1,4 +1,4 @@
-"""What a user takes home: masks and videos as one zip, and the command that gives the same masks."""
+"""Download of a session: a zip with masks and videos, and the command that gives the same masks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FORMATS = {
     "coco": "COCO",
     "cutout_png": "cut-outs",
 }
-"""Formats on offer by their names in `output.formats`."""
+"""Labels of the offered formats by their names in `output.formats`."""
 
 
 def command(session: Session, overrides: Sequence[str]) -> str:
-    """The command line that gives the masks of the session, to be run in the folder of the unpacked zip.
+    """Command line that gives the masks of the session when run in the folder of the unpacked zip.
 
     Args:
         session: the session.
-        overrides: words of the command line that chose the models.
+        overrides: overrides that chose the models.
 
     Raises:
         InputError: no object has been shown.
@@ -46,10 +46,10 @@ def command(session: Session, overrides: Sequence[str]) -> str:
 
 
 def write_zip(session: Session, formats: Sequence[str], line: str) -> Iterator[tuple[int, int]]:
-    """Writes `download/NAME.zip` in the folder of the session, with the frames whose masks are current.
+    """Writes `download/NAME.zip` in the folder of the session, with all frames whose masks are current.
 
     Yields:
-        The number of frames written so far, and of all frames.
+        Number of frames written so far, and number of frames to write.
 
     Raises:
         InputError: nothing was tracked, or no format is chosen.
@@ -76,7 +76,7 @@ def write_zip(session: Session, formats: Sequence[str], line: str) -> Iterator[t
 
 
 def zip_path(session: Session) -> Path:
-    """The archive that `write_zip` writes."""
+    """Path of the archive that `write_zip` writes."""
     return session.folder / "download" / f"{session.name}.zip"
 
 

@@ -1,4 +1,4 @@
-"""What the events of the page do: arguments are values of components, results are updates by component."""
+"""Event handlers of the page: they take values of components and return updates by component."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Updates = dict[Any, Any]
 
 
 def _guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The handler, whose errors become a sentence on the page, which stays as it is."""
+    """Decorator: errors are shown as a warning, and no component changes."""
 
     @wraps(handler)
     def call(*arguments: Any) -> Any:
@@ -64,24 +64,24 @@ class Handlers:
 
     def __init__(self, sessions: Sessions, parts: Parts, words: Sequence[str], *, takes_paths: bool) -> None:
         self.sessions, self.parts, self.words, self.takes_paths = sessions, parts, words, takes_paths
-        self._heavy = 0  # jobs that run
+        self._heavy = 0  # running jobs
 
     # Clips
 
     @_guarded
     def attach(self, token: str, request: gr.Request) -> Updates:
-        """A page was opened or reloaded."""
+        """The page is opened or reloaded."""
         session = self.sessions.attach(token, str(request.session_hash))
         updates = {self.parts.token: token}
         return updates if session is None else updates | self._opened(session)
 
     def detach(self, request: gr.Request) -> None:
-        """A page was closed."""
+        """The page is closed."""
         self.sessions.detach(str(request.session_hash))
 
     @_guarded
     def open_upload(self, token: str, path: str | None, request: gr.Request) -> Updates:
-        """A video was uploaded."""
+        """A video is uploaded."""
         if not path:
             raise InputError("no video was uploaded")
         self.sessions.attach(token, str(request.session_hash))
@@ -94,7 +94,7 @@ class Handlers:
 
     @_guarded
     def open_path(self, token: str, path: str, request: gr.Request) -> Updates:
-        """A path was typed."""
+        """A path is entered."""
         if not self.takes_paths:
             raise InputError("paths are for pages on the same computer only; upload the video")
         if not path.strip() or not Path(path).expanduser().exists():
@@ -104,7 +104,7 @@ class Handlers:
 
     @_guarded
     def open_sample(self, token: str, request: gr.Request) -> Updates:
-        """The sample clip was chosen."""
+        """The sample clip is chosen."""
         self.sessions.attach(token, str(request.session_hash))
         return self._opened(self.sessions.open(token, next(_SAMPLE.iterdir())))
 
@@ -112,7 +112,7 @@ class Handlers:
 
     @_guarded
     def show(self, token: str, frame: int, chosen: int | None, request: gr.Request) -> Updates:
-        """Another frame or object was chosen."""
+        """Another frame or object is selected."""
         return self._view(self._session(token, request), frame, chosen)
 
     @_guarded
@@ -126,7 +126,7 @@ class Handlers:
         text: str,
         request: gr.Request,
     ) -> Updates:
-        """The picture was clicked on, a box was dragged over it, or the numbers of either were typed."""
+        """A click or a box on the picture, also as numbers: `x,y` or `x0,y0,x1,y1` in pixels."""
         session = self._session(token, request)
         numbers = tuple(float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text))
         if len(numbers) == 2 and tool == "box":
@@ -142,28 +142,28 @@ class Handlers:
 
     @_guarded
     def add(self, token: str, frame: int, request: gr.Request) -> Updates:
-        """A new object was asked for."""
+        """An object is added."""
         session = self._session(token, request)
         return self._view(session, frame, session.add_object())
 
     @_guarded
     def rename(self, token: str, frame: int, chosen: int | None, name: str, request: gr.Request) -> Updates:
-        """An object was renamed."""
+        """An object is renamed."""
         session = self._session(token, request)
-        session.rename(_one(chosen), name[:60])
+        session.rename(_selected(chosen), name[:60])
         return self._view(session, frame, chosen)
 
     @_guarded
     def remove(self, token: str, frame: int, chosen: int | None, request: gr.Request) -> Updates:
-        """An object was removed."""
+        """An object is removed."""
         session = self._session(token, request)
         session.pause()
-        session.remove_object(_one(chosen))
+        session.remove_object(_selected(chosen))
         return self._view(session, frame, None)
 
     @_guarded
     def undo(self, token: str, frame: int, chosen: int | None, request: gr.Request) -> Updates:
-        """The last change was taken back."""
+        """The last change is undone."""
         session = self._session(token, request)
         session.pause()
         if not session.undo():
@@ -172,26 +172,26 @@ class Handlers:
 
     @_guarded
     def load_canvas(self, token: str, frame: int, request: gr.Request) -> Updates:
-        """The frame is to be painted on."""
+        """The frame is loaded into the editor."""
         return {self.parts.canvas: self._canvas(self._session(token, request), frame)}
 
     @_guarded
     def brush(
         self, token: str, frame: int, chosen: int | None, canvas: dict[str, Any] | None, request: gr.Request
     ) -> Updates:
-        """What was painted is added to the object."""
+        """The painted pixels are added to the object."""
         return self._painted(self._session(token, request), frame, chosen, canvas, np.logical_or)
 
     @_guarded
     def erase(
         self, token: str, frame: int, chosen: int | None, canvas: dict[str, Any] | None, request: gr.Request
     ) -> Updates:
-        """What was painted is taken away from the object."""
+        """The painted pixels are removed from the object."""
         return self._painted(self._session(token, request), frame, chosen, canvas, np.greater)
 
     @_guarded
     def take_masks(self, token: str, frame: int, path: str | None, request: gr.Request) -> Updates:
-        """A mask file was uploaded."""
+        """A mask file is uploaded."""
         session = self._session(token, request)
         session.pause()
         try:
@@ -207,19 +207,19 @@ class Handlers:
     def turn(
         self, token: str, frame: int, chosen: int | None, direction: str, request: gr.Request
     ) -> Updates:
-        """Another direction was chosen."""
+        """The direction is changed."""
         session = self._session(token, request)
         session.pause()
         session.direction = direction
         return self._view(session, frame, chosen)
 
     def announce(self) -> Updates:
-        """A job was asked for, which may have to wait."""
+        """A job is requested, which may have to wait for another."""
         waits = "Waiting in line: another job is running on this server." if self._heavy else "Starting …"
         return {self.parts.status: views.said(waits)}
 
     def track(self, token: str, frame: int, chosen: int | None, request: gr.Request) -> Iterator[Updates]:
-        """Tracks until the end or until Pause."""
+        """Tracks to the end, or until `pause`."""
         try:
             session = self._session(token, request)
         except DriftError as error:
@@ -245,17 +245,17 @@ class Handlers:
         yield self._view(session, last, chosen)
 
     def pause(self, token: str, request: gr.Request) -> None:
-        """Pause was pressed."""
+        """Tracking is paused."""
         try:
             self._session(token, request).pause()
         except DriftError as error:
             _warn(error)
 
-    # Looking and taking home
+    # Inspection and download
 
     @_guarded
     def look_inside(self, token: str, request: gr.Request) -> Updates:
-        """Charts and head weights are looked at."""
+        """Charts and head weights are opened."""
         return self._charts(self._session(token, request))
 
     def save(self, token: str, formats: Sequence[str], request: gr.Request) -> Iterator[Updates]:
@@ -375,13 +375,13 @@ class Handlers:
         }
 
 
-def _one(chosen: int | None) -> int:
+def _selected(chosen: int | None) -> int:
     if chosen is None:
         raise InputError("there is no object yet; click on one in the picture")
     return chosen
 
 
 def _chosen(session: Session, chosen: int | None) -> int:
-    """The chosen object, or the first one; 1 if there is none yet."""
+    """Id of the selected object, or of the first object; 1 without objects."""
     names = session.edits.names
     return chosen if chosen and chosen in names else min(names, default=1)

@@ -1,4 +1,4 @@
-"""The components of the page, from top to bottom."""
+"""Components of the page, from top to bottom."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from drift.demo.export import FORMATS
 
 __all__ = ["Parts", "make_layout"]
 
+_BARE: dict[str, Any] = {"show_label": False, "container": False}  # the label is for screen readers
 _VIDEOS = [".mp4", ".mov", ".webm", ".mkv", ".gif", ".avi", ".m4v"]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Components by their role."""
+    """Components by role."""
 
     token: Any
     start: Any
@@ -61,40 +62,33 @@ class Parts:
 
     @property
     def shown(self) -> list[Any]:
-        """The components that handlers update."""
-        buttons = {
-            "open",
-            "sample",
-            "add",
-            "remove",
-            "undo",
-            "go",
-            "drag_go",
-            "load_canvas",
-            "use_canvas",
-            "save",
-        }
-        return [getattr(self, field.name) for field in fields(self) if field.name not in buttons]
+        """All components but buttons: the outputs of handlers."""
+        components = (getattr(self, field.name) for field in fields(self))
+        return [component for component in components if not isinstance(component, gr.Button)]
 
 
 def make_layout(*, takes_paths: bool) -> Parts:
-    """Makes all components inside the current `gr.Blocks`."""
+    """Creates all components inside the current `gr.Blocks`.
+
+    Args:
+        takes_paths: whether to show the field for paths, see `build_page`.
+    """
     gr.HTML("<h1>drift</h1><p>Click on it, and it is followed.</p>", elem_id="title")
     made = {
         "token": gr.Textbox(visible="hidden", elem_id="token"),
         "corner": gr.State(None),
-        # Of page.js, which dragging over the picture calls.
+        # Set and pressed by page.js after clicks and drags on the picture.
         "drag": gr.Textbox(visible="hidden", elem_id="drag"),
         "drag_go": gr.Button(visible="hidden", elem_id="drag-go"),
-        **_start(takes_paths=takes_paths),
+        **_clip(takes_paths=takes_paths),
     }
     with gr.Column(visible=False, elem_id="main") as main:
         made["main"] = main
-        made |= _objects() | _picture() | _track() | _by_hand() | _inside() | _home()
+        made |= _objects() | _picture() | _tracking() | _editing() | _look_inside() | _download()
     return Parts(**made)
 
 
-def _start(*, takes_paths: bool) -> dict[str, Any]:
+def _clip(*, takes_paths: bool) -> dict[str, Any]:
     with gr.Accordion("Clip", open=True, elem_id="start") as start:
         upload = gr.File(
             label="Drop a video here", file_types=_VIDEOS, type="filepath", height=150, elem_id="upload"
@@ -103,8 +97,7 @@ def _start(*, takes_paths: bool) -> dict[str, Any]:
             path = gr.Textbox(
                 label="Path",
                 placeholder="or the path of a video or a folder of images, on this computer",
-                show_label=False,
-                container=False,
+                **_BARE,
                 scale=5,
                 visible=takes_paths,
                 elem_id="path",
@@ -121,8 +114,7 @@ def _objects() -> dict[str, Any]:
             tools,
             value="add",
             label="What a click does",
-            show_label=False,
-            container=False,
+            **_BARE,
             scale=5,
             min_width=280,
             elem_id="tool",
@@ -130,14 +122,11 @@ def _objects() -> dict[str, Any]:
         add = gr.Button("New object", scale=1, min_width=110, elem_id="add")
         undo = gr.Button("Undo", scale=1, min_width=70, elem_id="undo")
     with gr.Row(equal_height=True, visible=False) as row:
-        objects = gr.Radio(
-            [], label="Object", show_label=False, container=False, scale=5, min_width=280, elem_id="objects"
-        )
+        objects = gr.Radio([], label="Object", **_BARE, scale=5, min_width=280, elem_id="objects")
         rename = gr.Textbox(
             label="Name of the object",
             placeholder="name",
-            show_label=False,
-            container=False,
+            **_BARE,
             scale=2,
             min_width=110,
             elem_id="rename",
@@ -159,8 +148,7 @@ def _picture() -> dict[str, Any]:
     return {
         "picture": gr.Image(
             label="Picture",
-            show_label=False,
-            container=False,
+            **_BARE,
             interactive=False,
             buttons=[],
             type="filepath",
@@ -171,7 +159,7 @@ def _picture() -> dict[str, Any]:
     }
 
 
-def _track() -> dict[str, Any]:
+def _tracking() -> dict[str, Any]:
     directions = [("To the end", "forward"), ("To the start", "backward"), ("Both ways", "both")]
     with gr.Row(equal_height=True):
         track = gr.Button("Track", variant="primary", scale=2, min_width=120, elem_id="track")
@@ -180,8 +168,7 @@ def _track() -> dict[str, Any]:
             directions,
             value="forward",
             label="Direction",
-            show_label=False,
-            container=False,
+            **_BARE,
             scale=4,
             min_width=280,
             elem_id="direction",
@@ -189,7 +176,7 @@ def _track() -> dict[str, Any]:
     return {"track": track, "pause": pause, "direction": direction, "status": gr.HTML(elem_id="status")}
 
 
-def _by_hand() -> dict[str, Any]:
+def _editing() -> dict[str, Any]:
     with gr.Accordion("Brush, mask file, numbers", open=False, elem_id="by-hand"):
         with gr.Row(equal_height=True):
             load = gr.Button("Paint this frame", min_width=140, elem_id="load-canvas")
@@ -235,7 +222,7 @@ def _by_hand() -> dict[str, Any]:
     }
 
 
-def _inside() -> dict[str, Any]:
+def _look_inside() -> dict[str, Any]:
     with gr.Accordion("Look inside", open=False, elem_id="inside") as inside:
         charts = gr.HTML(elem_id="charts")
         outcomes = gr.HTML(elem_id="outcomes")
@@ -261,7 +248,7 @@ def _inside() -> dict[str, Any]:
     return {"inside": inside, "attention": attention, "charts": charts, "outcomes": outcomes, "heads": heads}
 
 
-def _home() -> dict[str, Any]:
+def _download() -> dict[str, Any]:
     with gr.Accordion("Download", open=True, elem_id="home"):
         formats = gr.CheckboxGroup(
             [(words, name) for name, words in FORMATS.items()],

@@ -1,4 +1,4 @@
-"""The Gradio page: the layout, its events, and how it is served."""
+"""The Gradio page: layout, events and server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drift.demo.sessions import Sessions
 __all__ = ["build_page", "launch"]
 
 _HERE = Path(__file__).parent
-_FORM = 2**20  # bytes of a request beside its file
+_FORM = 2**20  # bytes of a request in addition to its file
 _TOKEN = """() => {
   let token = sessionStorage.getItem("drift");
   if (!token) {
@@ -30,12 +30,12 @@ _TOKEN = """() => {
 
 
 def build_page(sessions: Sessions, words: Sequence[str], *, takes_paths: bool) -> gr.Blocks:
-    """The page.
+    """Builds the page.
 
     Args:
-        sessions: the sessions of its users.
-        words: of the command line that chose the models, for the command that the page shows.
-        takes_paths: whether users may open any file that this process can read.
+        sessions: sessions of all users.
+        words: overrides that chose the models, repeated in the command that the page shows.
+        takes_paths: whether users may open files of the server by path.
     """
     with gr.Blocks(title="drift", analytics_enabled=False, delete_cache=(300, 1800)) as blocks:
         parts = make_layout(takes_paths=takes_paths)
@@ -51,7 +51,17 @@ def launch(
     share: bool = False,
     max_megabytes: int = 500,
 ) -> str:
-    """Starts to serve the page in the background and returns its address."""
+    """Serves the page in the background; returns its address.
+
+    Args:
+        page: see `build_page`.
+        host, port: address to listen on; None for the first free port from 7860.
+        share: whether Gradio's server provides a public address.
+        max_megabytes: limit of an upload.
+
+    Raises:
+        OSError: the port is in use.
+    """
     _, address, public = page.launch(
         server_name=host,
         server_port=port,
@@ -77,7 +87,7 @@ def launch(
 
 
 def _connect(parts: Parts, do: Handlers, blocks: gr.Blocks) -> None:
-    """Connects events with handlers."""
+    """Connects events to handlers."""
     p, token, frame, shown = parts, parts.token, parts.frame, parts.shown
     quick: dict[str, Any] = {"outputs": shown, "show_progress": "hidden", "concurrency_limit": 8}
     heavy: dict[str, Any] = {
@@ -114,7 +124,7 @@ def _connect(parts: Parts, do: Handlers, blocks: gr.Blocks) -> None:
 
 
 class _Bounded:
-    """Refuses requests that announce more bytes than `limit`, before they are read."""
+    """Middleware that refuses requests whose content length exceeds `limit` bytes, without reading them."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit

@@ -1,4 +1,4 @@
-"""Pictures of the page: frames with masks and prompts, attention, head weights, and charts of areas and confidences."""
+"""Figures of the page: frames with masks and prompts, attention, head weights, charts of areas and confidences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "series",
 ]
 
-_PICTURES = 16  # files that are kept for browsers that have not fetched them yet
+_PICTURES = 16  # files that are kept until browsers have fetched them
 _MEMORY_FRAMES = 4  # drawn, evenly spaced
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 80, 40, 24  # of a chart and its axis, in units of the SVG
 
@@ -41,17 +41,17 @@ def colour(object_id: int) -> str:
 
 
 def picture(session: Session, frame: int) -> np.ndarray:
-    """A frame with its masks and, where objects were shown by them, boxes and clicks; RGB uint8."""
+    """Frame with masks, boxes and clicks drawn over it, `(height, width, 3)` RGB uint8."""
     mask = session.mask(frame)
     drawn = draw_overlay(session.frame(frame), mask)
     for (index, _), prompt in session.edits.prompts.items():
-        if index == frame:  # one by one, as every object has its own clicks
+        if index == frame:
             drawn = draw_prompts(drawn, np.zeros_like(mask), [prompt])
     return drawn
 
 
 def picture_file(session: Session, frame: int) -> str:
-    """Path of a JPEG of `picture` with a name of its own; the last ones are kept."""
+    """Writes `picture` as a JPEG with a new name and returns its path; old files are deleted."""
     folder, number = session.folder / "pictures", next(session.numbers)
     folder.mkdir(exist_ok=True)
     path = folder / f"{number}.jpg"
@@ -61,7 +61,7 @@ def picture_file(session: Session, frame: int) -> str:
 
 
 def attention_figure(session: Session, frame: int, x: float, y: float, path: Path) -> None:
-    """Draws where a pixel of a tracked frame looks, by layer, as a PNG; see `Session.attention`."""
+    """Draws the attention of a pixel over remembered frames by layer and writes a PNG; see `Session.attention`."""
     indices, maps = session.attention(frame, x, y)
     drawn = np.unique(np.linspace(0, len(indices) - 1, _MEMORY_FRAMES).round().astype(int)).tolist()
     memory = [session.frame(indices[position]) for position in drawn]
@@ -78,7 +78,7 @@ def attention_figure(session: Session, frame: int, x: float, y: float, path: Pat
 
 
 def series(session: Session) -> dict[int, list[tuple[int, int, float]]]:
-    """Frame, area in pixels and confidence of each object on the frames where it was tracked, by object id."""
+    """By object id, (frame, area in pixels, confidence) for all frames on which the object is tracked."""
     found: dict[int, list[tuple[int, int, float]]] = {}
     for frame in range(len(session)):
         tracked = session.tracked(frame)
@@ -89,7 +89,7 @@ def series(session: Session) -> dict[int, list[tuple[int, int, float]]]:
 
 
 def charts(session: Session) -> str:
-    """Two charts as SVG, areas and confidences over time, with a mark where an object is lost."""
+    """SVG charts of areas and confidences over time, with marks where objects are lost."""
     found = series(session)
     if not found:
         return "<p>Areas and confidences are shown here once frames are tracked.</p>"
@@ -107,7 +107,7 @@ def charts(session: Session) -> str:
 
 
 def outcomes(session: Session) -> str:
-    """How often a refined mask was taken, or why not, over all tracked frames, as HTML."""
+    """Outcome counts of refinement over all tracked frames as HTML."""
     counts = Counter[str]()
     for frame in range(len(session)):
         if tracked := session.tracked(frame):
@@ -128,7 +128,7 @@ def outcomes(session: Session) -> str:
 
 
 def _legend(names: Mapping[int, str], lost: Mapping[int, Sequence[int]]) -> str:
-    """Names with their colours, and in how many frames each object is lost."""
+    """Names and colours of objects, and the number of frames in which they are lost."""
     items = [
         f'<span><i style="background:{colour(i)}"></i>{escape(names[i])}'
         + (f": lost in {len(frames)} frame{'s' * (len(frames) != 1)}" if frames else "")
@@ -145,7 +145,7 @@ def _chart(
     last: int,
     highest: str,
 ) -> str:
-    """One chart; values are in [0, 1]."""
+    """SVG chart of values in [0, 1]."""
 
     def x(frame: int) -> float:
         return _LEFT + frame / max(last, 1) * (_WIDTH - _LEFT - 8)
@@ -176,5 +176,5 @@ def _chart(
 
 
 def head_figure(session: Session) -> Image.Image:
-    """Heat map of the weights of the heads."""
+    """Heat map of the head weights."""
     return draw_head_weights(session.head_weights(), title="head weights")

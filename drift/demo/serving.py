@@ -30,7 +30,7 @@ def load_tracking_models(config: DictConfig) -> TrackingModels:
     """Loads the models of a configuration, as `evaluate.py` does.
 
     Raises:
-        DriftError: an option is not allowed, or a checkpoint cannot be used; one line that names it.
+        DriftError: an option is not allowed, or a checkpoint cannot be loaded.
     """
     device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
     models = load_models(config, device)
@@ -48,18 +48,19 @@ def load_tracking_models(config: DictConfig) -> TrackingModels:
 
 
 def serve(models: TrackingModels, options: DictConfig, words: Sequence[str]) -> None:
-    """Serves the page until it is interrupted; all files of its users are deleted then.
+    """Serves the page until it is interrupted, then deletes the files of all sessions.
 
     Args:
         models: the models.
         options: `page` of the configuration.
-        words: of the command line, which the commands on the page repeat as far as they choose the models.
+        words: overrides of the command line; those that choose models are repeated in the command on the page.
 
     Raises:
-        DriftError: the address cannot be listened on, or Gradio is not installed.
+        DriftError: Gradio is not installed.
+        OptionError: the port is in use.
     """
     with TemporaryDirectory(prefix="drift-page-") as folder:
-        # Read by Gradio when it is imported and when components are made.
+        # Gradio reads these at import and when components are created.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             from drift.demo.page import build_page, launch

@@ -1,4 +1,4 @@
-"""`Session`: one clip that a user shows objects in, tracks and corrects. It knows nothing of the page."""
+"""`Session`: a clip that a user annotates, tracks and corrects; independent of the page."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Progress:
 
     Attributes:
         frame: index of the frame in the clip.
-        done, total: number of frames tracked since tracking was started, and to track.
-        seconds: since it was started.
+        done, total: number of frames tracked since the start of tracking, and number of frames to track.
+        seconds: time since the start of tracking.
     """
 
     frame: int
@@ -45,18 +45,18 @@ class Progress:
 
     @property
     def frames_per_second(self) -> float:
-        """Mean speed."""
+        """Mean number of frames tracked per second."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float:
-        """Estimate of the time to the end."""
+        """Estimated time to the end in seconds."""
         return (self.total - self.done) / self.frames_per_second
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The clip, the clips to track for it (forwards, and reversed), and the first frame of each object."""
+    """The clip, the forward and reversed clips to track, and the first given frame by object id."""
 
     clip: Clip
     parts: Sequence[tuple[TrackedClip, Clip]]
@@ -64,20 +64,20 @@ class _Plan:
 
 
 class Session:
-    """A clip with the objects that a user shows in it and their masks, on disk.
+    """A clip with the objects that a user has given and their masks, kept on disk.
 
     Args:
         source: the frames.
         name: name of the clip and its files.
-        folder: for masks and the tracker's memory; emptied by `close`.
+        folder: folder of masks and of the tracker's memory; deleted by `close`.
         models: the models.
-        path: of the clip, as the command line of the user would have it.
+        path: path of the clip on the user's command line.
         max_side: longer side, in pixels, to which frames are downscaled for the model; None for full size.
 
     Attributes:
-        direction: see `Clip`; may be changed at any time.
+        direction: see `Clip`; can be changed at any time.
         tracking: whether `track` is running.
-        numbers: numbers for files.
+        numbers: counter for unique file names.
     """
 
     def __init__(
@@ -107,20 +107,20 @@ class Session:
 
     @property
     def edits(self) -> Edits:
-        """What was shown so far."""
+        """The current edits."""
         return self._history.now
 
     def frame(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
-        """A frame, RGB. The last one is kept."""
+        """Frame `index`, RGB; cached until another frame is requested."""
         if self._decoded is None or self._decoded[0] != index:
             self._decoded = index, self.source.frames[index]
         return self._decoded[1]
 
     def clip(self) -> Clip:
-        """The clip as `python evaluate.py data=video` has it.
+        """The clip, as `data=video` would load it.
 
         Raises:
-            InputError: no object has been shown.
+            InputError: no object is given.
         """
         if not self.edits.masks:
             raise InputError("no object has been shown yet; click on one in the picture")
@@ -128,7 +128,7 @@ class Session:
             self.name, given=self.edits.given, max_side=self.max_side, direction=self.direction
         )
 
-    # Showing objects
+    # Objects
 
     def add_object(self, name: str | None = None) -> int:
         """Adds an object without a mask; returns its id."""
@@ -142,23 +142,28 @@ class Session:
             self._history.change(replace(self.edits, names={**self.edits.names, object_id: name.strip()}))
 
     def remove_object(self, object_id: int) -> None:
-        """Removes an object from all frames; the frames where it was tracked have to be tracked again."""
+        """Removes an object from all frames; frames on which it is tracked become outdated."""
         self._history.change(self.edits.without_object(object_id, self._given_folder))
 
     def click(self, frame: int, object_id: int, x: float, y: float, *, inside: bool = True) -> None:
-        """Adds a click and segments the object again; x and y are pixels, with pixel centres at whole numbers.
+        """Adds a click at (x, y), in pixels with centres at whole numbers, and segments the object again.
 
         Raises:
-            InputError: the click is outside the frame, or nothing is found.
+            InputError: the click is outside the frame, or the mask is empty.
         """
         self._check_inside(x, y)
         self._show(frame, with_click(self._prompt(frame, object_id), x, y, inside=inside))
 
     def box(self, frame: int, object_id: int, corners: tuple[float, float, float, float]) -> None:
-        """Segments the object in a box, given by two opposite corners in pixels; parts beyond the frame are cut off.
+        """Segments the object in a box.
+
+        Args:
+            frame: index of the frame.
+            object_id: the object.
+            corners: x0, y0, x1, y1 of opposite corners in pixels, clipped to the frame.
 
         Raises:
-            InputError: the box is empty, or nothing is found in it.
+            InputError: the box or the mask is empty.
         """
         height, width = self.source.size
         x0, y0, x1, y1 = (
@@ -168,10 +173,10 @@ class Session:
         self._show(frame, with_box(ObjectPrompt(object_id), (x0, y0, x1, y1)))
 
     def paint(self, frame: int, object_id: int, pixels: Bool[np.ndarray, "height width"]) -> None:
-        """Gives an object these pixels on a frame.
+        """Sets the mask of an object on a frame.
 
         Raises:
-            InputError: the sizes differ, or there is no pixel.
+            InputError: the size differs from the frame's, or the mask is empty.
         """
         self._check_size(pixels)
         if not pixels.any():
@@ -180,10 +185,10 @@ class Session:
         self._give(edits, frame, with_object(self._given(frame), object_id, pixels))
 
     def take_masks(self, frame: int, path: Path) -> None:
-        """Takes the objects of a mask file for a frame; see `read_mask`.
+        """Sets the masks of all objects in a mask file on a frame; see `read_mask`.
 
         Raises:
-            InputError: the file is no mask of this size, or it is empty.
+            InputError: the file is no mask, of another size, or empty.
         """
         mask = read_mask(path, binary=None)
         self._check_size(mask)
@@ -195,13 +200,13 @@ class Session:
         self._give(edits, frame, with_given(self._given(frame), mask))
 
     def undo(self) -> bool:
-        """Takes back the last change; returns whether there was any. Masks tracked before it are valid again."""
+        """Undoes the last change, which makes earlier masks current again; returns False if there is none."""
         return self._history.undo()
 
     # Masks
 
     def mask(self, frame: int) -> UInt8[np.ndarray, "height width"]:
-        """Object ids of a frame: tracked, outdated or not, with the masks that were shown."""
+        """Object ids of a frame, from tracked masks, outdated ones included, and given masks."""
         size, last, given = self.source.size, len(self) - 1, self.edits.given
         mask = self._forward.mask(frame) if self.direction != "backward" else None
         mask = np.zeros(size, np.uint8) if mask is None else mask
@@ -213,7 +218,7 @@ class Session:
         return np.where(np.isin(mask, list(self.edits.names)), mask, np.uint8(0))
 
     def is_current(self, frame: int) -> bool:
-        """Whether the mask of a frame is what `python evaluate.py` gives for the masks that were shown."""
+        """Whether the mask of a frame equals that of `python evaluate.py` for the current edits."""
         return all(tracked.is_current(clip, index) for tracked, clip, index in self._parts_of(frame))
 
     def current_frames(self) -> list[int]:
@@ -221,7 +226,7 @@ class Session:
         return [frame for frame in range(len(self)) if self.is_current(frame)] if self.edits.masks else []
 
     def tracked(self, frame: int) -> TrackedFrame | None:
-        """Areas, confidences and outcomes of refinement on a frame; None if it was not tracked."""
+        """Areas, confidences and refinement outcomes of a frame; None if it is not tracked."""
         if not self.edits.masks:
             return None
         plan, outcomes = self._plan(), Counter[str]()
@@ -241,11 +246,11 @@ class Session:
     # Tracking
 
     def track(self) -> Iterator[Progress]:
-        """Tracks all frames that are not current; stops after `pause`.
+        """Tracks all outdated frames, until `pause` is called.
 
         Raises:
-            InputError: nothing was shown, there is one frame only, or tracking is running already.
-            OSError: the disk is full. Earlier frames are kept, here as after every error.
+            InputError: no object is given, the clip has a single frame, or tracking is running already.
+            OSError: the disk is full. Tracked frames are kept after any error.
         """
         if self.tracking:
             raise InputError("this clip is being tracked already")
@@ -269,19 +274,19 @@ class Session:
             self.tracking = False
 
     def pause(self) -> None:
-        """Stops `track` after the frame that it is at."""
+        """Stops `track` after the current frame."""
         self._pause.set()
 
-    # Looking
+    # Inspection
 
     def attention(self, frame: int, x: float, y: float) -> tuple[Sequence[int], Mapping[str, np.ndarray]]:
-        """Where a pixel of a tracked frame looks: indices of the remembered frames and, by layer, attention maps.
+        """Attention of a pixel of a tracked frame over the remembered frames.
 
         Returns:
-            The frames, and by layer the attention `(frames, rows, columns)`, which sums to 1.
+            Indices of the remembered frames and, by layer, attention `(frames, rows, columns)`, which sums to 1.
 
         Raises:
-            InputError: the frame was not tracked, or it is the first, which has no memory.
+            InputError: the frame is not tracked, or it is the first tracked frame, which has no memory.
         """
         self._check_inside(x, y)
         tracked, clip, index = self._part_to_look_at(frame)
@@ -298,7 +303,7 @@ class Session:
         return indices, {layer: weights[0].numpy() for layer, weights in maps.items()}
 
     def head_weights(self) -> dict[str, list[float]]:
-        """Weight of each head by layer, learned ones once frames are tracked; the weights of all layers sum to 1."""
+        """Weight of each head by layer, learned if frames are tracked; all weights sum to 1."""
         layers = self.models.backbone.layers
         known = self.edits.masks and (self._forward.frames or not self.models.learns)
         weights = self._forward.adapter(self.clip()).head_weights if known else {}
@@ -314,7 +319,7 @@ class Session:
     # Parts
 
     def _plan(self) -> _Plan:
-        """What is tracked for the masks that were shown; made again only when they or the direction change."""
+        """The plan for the current masks and direction; cached."""
         key = (self.edits.masks, self.direction)
         if self._planned is None or self._planned[0] is not key[0] or self._planned[1] != key[1]:
             self._planned = (*key, self._new_plan())
@@ -329,7 +334,7 @@ class Session:
         return _Plan(clip, parts, first_frames(clip.given))
 
     def _parts_of(self, frame: int) -> list[tuple[TrackedClip, Clip, int]]:
-        """The parts that a frame is tracked in, with its index there."""
+        """Parts that contain a frame, with the index of the frame in the part."""
         return [
             (tracked, clip, index)
             for tracked, clip in self._plan().parts

@@ -1,4 +1,4 @@
-"""The sessions of all users: found again after a reload, deleted some time after their tab was closed."""
+"""Sessions of all users, which survive a reload and are deleted some time after their tab is closed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Sessions:
-    """At most one session for each tab of a browser, which has a secret token for it.
+    """At most one session per browser tab, identified by a secret token of the tab.
 
     Args:
         root: folder for all files.
         models: the models.
         max_side: see `Session`.
         max_frames: longer clips are refused.
-        keep_seconds: how long a session is kept after its tab was closed, so that a reload finds it.
+        keep_seconds: time until the session of a closed tab is deleted.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class Sessions:
         self.root, self.models, self.max_side = root, models, max_side
         self.max_frames, self.keep_seconds = max_frames, keep_seconds
         self._sessions: dict[str, Session] = {}
-        self._tabs: dict[str, str] = {}  # the tab that has a token, by Gradio's hash of it
+        self._tabs: dict[str, str] = {}  # token -> Gradio's hash of the tab
         self._timers: dict[str, threading.Timer] = {}
 
     def attach(self, token: str, tab: str) -> Session | None:
-        """Gives a session to a tab, and takes it from another one; returns None if there is none yet."""
+        """Assigns the session of `token` to a tab and returns it, or None if no clip is open."""
         _check_token(token)
         if timer := self._timers.pop(token, None):
             timer.cancel()
         self._tabs[token] = tab
         if session := self._sessions.get(token):
-            session.pause()  # the tab that watched it is gone
+            session.pause()  # its progress is shown nowhere any more
         return self._sessions.get(token)
 
     def detach(self, tab: str) -> None:
-        """Called when a tab is closed or reloaded: its session is deleted later, unless a tab comes back for it."""
+        """Schedules the deletion of a closed tab's session, which `attach` cancels."""
         for token in [token for token, owner in self._tabs.items() if owner == tab]:
             if session := self._sessions.get(token):
                 session.pause()
@@ -69,7 +69,7 @@ class Sessions:
         """The session of a tab.
 
         Raises:
-            InputError: there is none, or another tab has it.
+            InputError: no clip is open, or it is open in another tab.
         """
         _check_token(token)
         if self._tabs.setdefault(token, tab) != tab:
@@ -79,15 +79,15 @@ class Sessions:
         return self._sessions[token]
 
     def open(self, token: str, path: Path, *, move: bool = False) -> Session:
-        """Opens a clip in place of the one before.
+        """Opens a clip and closes the previous clip of the token.
 
         Args:
-            token: of the tab.
+            token: token of the tab.
             path: video file or folder of images.
-            move: whether the file is the session's own from now on, to be deleted with it.
+            move: whether to move the file into the session's folder, which is deleted with the session.
 
         Raises:
-            InputError: it is no video, or too long.
+            InputError: the file is no video, or the clip is too long.
         """
         _check_token(token)
         folder, name = self.root / token / f"{len(list((self.root / token).glob('*')))}", safe_name(path)
@@ -122,7 +122,7 @@ class Sessions:
         shutil.rmtree(self.root / token, ignore_errors=True)
 
     def _check_length(self, path: Path) -> None:
-        """Refuses by its header what would take long to decode."""
+        """Checks the number of frames in the header, before the file is decoded."""
         if not path.is_file():
             return
         try:
@@ -141,12 +141,12 @@ class Sessions:
 
 
 def safe_name(path: Path) -> str:
-    """The file's name without suffix, of letters, digits, `-` and `_` only; "clip" if none is left."""
+    """File name without suffix, reduced to letters, digits, `-` and `_`; "clip" if nothing is left."""
     return re.sub(r"[^\w-]+", "_", path.resolve().stem).strip("_")[:80] or "clip"
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is reached from this computer only."""
+    """Whether an address is a loopback address."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Tracking of a clip in one direction that can stop, be corrected and go on; masks and memory are kept on disk."""
+"""Tracking of a clip in one direction that can be paused, corrected and resumed; masks and memory are on disk."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["TrackedClip", "TrackedFrame", "TrackingModels"]
 
 @dataclass(frozen=True)
 class TrackingModels:
-    """The models, which all sessions share.
+    """Models shared by all sessions.
 
     Attributes:
         backbone, make_tracker, refiner: see `TrackingModule`.
-        adapters: returns the adapters of the clips of a session, kept in a folder.
+        adapters: returns the `AdapterFolder` of a session's folder.
         learns: whether an adapter depends on the given masks.
-        lock: held while a model computes, so that sessions take turns frame by frame.
+        lock: held while a model computes; sessions alternate frame by frame.
     """
 
     backbone: Backbone
@@ -51,10 +51,10 @@ class TrackingModels:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """What is known about a tracked frame beside its mask.
+    """Results of a tracked frame other than its mask.
 
     Attributes:
-        version: the given masks that it was tracked from.
+        version: given masks that the frame depends on, see `TrackedClip.version`.
         areas: number of pixels of each object.
         confidences: mean probability of each object's pixels, in [0, 1]; its highest probability if it has none.
         outcomes: outcome counts of refinement.
@@ -69,12 +69,11 @@ class TrackedFrame:
 class TrackedClip:
     """A clip that is tracked from its first given frame to its end.
 
-    After each frame the labels that the memory keeps of it are written to disk, so that tracking can go on from any
-    frame, with the same masks as if it had not stopped.
+    The labels of each frame are written to disk, from which tracking resumes at any frame with identical masks.
 
     Args:
         models: the models.
-        folder: for masks, labels and adapters.
+        folder: folder of masks, labels and adapters.
 
     Attributes:
         frames: the tracked frames by index.
@@ -84,32 +83,30 @@ class TrackedClip:
         self.models, self.folder = models, folder
         self.frames: dict[int, TrackedFrame] = {}
         self.adapters = models.adapters(folder / "adapters")
-        self._live: tuple[int, str, Tracker] | None = (
-            None  # last frame, its version, and the tracker after it
-        )
+        self._live: tuple[int, str, Tracker] | None = None  # a tracker with its last frame and version
         folder.mkdir(parents=True, exist_ok=True)
 
     def version(self, clip: Clip, index: int) -> str:
-        """The given masks that the mask of a frame depends on: those of this and earlier frames."""
+        """Identifies the given masks that a frame depends on: those up to it, or all if adapters are learned."""
         paths: Mapping[int, Path] = clip.given.paths  # type: ignore[attr-defined]
         return " ".join(f"{i}:{p.stem}" for i, p in paths.items() if i <= index or self.models.learns)
 
     def is_current(self, clip: Clip, index: int) -> bool:
-        """Whether the mask of a frame is what the given masks of the clip lead to."""
+        """Whether a frame was tracked from the present given masks."""
         if index < clip.start:
             return True
         return index in self.frames and self.frames[index].version == self.version(clip, index)
 
     def first_outdated(self, clip: Clip) -> int:
-        """Index of the first frame to track; the number of frames if there is none."""
+        """Index of the first outdated frame; the number of frames if all are current."""
         return next((i for i in range(clip.start, len(clip)) if not self.is_current(clip, i)), len(clip))
 
     def mask(self, index: int) -> np.ndarray | None:
-        """The mask of a frame, outdated or not; None if it was never tracked."""
+        """The mask of a frame, possibly outdated; None if it was never tracked."""
         return read_mask(self._mask_path(index)) if index in self.frames else None
 
     def run(self, clip: Clip) -> Iterator[int]:
-        """Tracks from the first outdated frame on; yields the index of each frame when it is kept.
+        """Tracks from the first outdated frame; yields the index of each frame after its mask is written.
 
         Raises:
             InputError: a frame or mask cannot be used.
@@ -122,7 +119,7 @@ class TrackedClip:
             tracker = self._tracker_before(clip, first)
         with closing(prefetched(clip.frames[first:])) as frames:
             for index, frame in enumerate(frames, first):
-                self._live = None  # it is not after the frame before this any more, also if the step fails
+                self._live = None  # invalid during the step, and after a failure
                 with self.models.lock:
                     segmented, labels = self._step(tracker, clip, index, frame)
                 assert labels is not None
@@ -130,7 +127,7 @@ class TrackedClip:
                 yield index
 
     def tracker_on(self, clip: Clip, index: int) -> Tracker:
-        """A tracker whose last frame is `index`, for its attention; call it with the lock held."""
+        """A tracker whose last frame is `index`. Call it with the lock held."""
         version = self.version(clip, index)
         if self._live is None or self._live[:2] != (index, version):
             tracker = self._tracker_before(clip, index)
@@ -139,7 +136,7 @@ class TrackedClip:
         return self._live[2]
 
     def adapter(self, clip: Clip) -> Adapter:
-        """What is learned for the clip before it is tracked."""
+        """The adapter of the clip, learned if necessary."""
         return self.adapters.adapter(clip, self.models.backbone)
 
     def _step(

@@ -1,4 +1,4 @@
-"""Words and colours of the page, as HTML."""
+"""Messages and colours of the page as HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["colours", "progress", "said", "state"]
 
 
 def colours(objects: Sequence[int]) -> str:
-    """Style sheet that puts the colour of each object before its name."""
+    """Style sheet that shows the colour of each object before its name."""
     rules = [
         f"#objects label:nth-of-type({place}) span::before {{content: '\\25CF'; color: {pictures.colour(object_id)}; "
         "margin-right: 6px; font-size: 1.2em}"
@@ -22,13 +22,13 @@ def colours(objects: Sequence[int]) -> str:
 
 
 def said(text: str, part: float | None = None) -> str:
-    """A sentence, with a bar of which `part` in [0, 1] is filled."""
+    """A message; with `part` in [0, 1], also a progress bar."""
     bar = "" if part is None else f'<div class="bar"><i style="width:{part:.1%}"></i></div>'
     return f'<div role="status"><p>{escape(text)}</p>{bar}</div>'
 
 
 def progress(now: Progress) -> str:
-    """Frame, speed and time left."""
+    """Message with frame, frames per second and time left."""
     left = round(now.seconds_left)
     time_left = f"{left // 60} min {left % 60} s" if left >= 60 else f"{left} s"
     text = (
@@ -39,7 +39,7 @@ def progress(now: Progress) -> str:
 
 
 def state(session: Session, frame: int) -> str:
-    """What there is to do next."""
+    """Message with the next step for the user."""
     if not session.edits.masks:
         return said("Click on an object in the picture. Drag for a box.")
     current = session.current_frames()

@@ -118,7 +118,7 @@ def prompts_of(
 def prompts_of_object(
     probabilities: Float[np.ndarray, "channels rows columns"], channel: int, settings: PromptSettings
 ) -> Prompts:
-    """All prompts of the object in a channel; the other objects are those of the other channels but the first."""
+    """Prompts of the object in `channel`; channel 0 is the background, all others are other objects."""
     others = np.delete(probabilities[1:], channel - 1, axis=0)
     highest = others.max(0) if len(others) else np.zeros_like(probabilities[0])
     return prompts_of(probabilities[channel], highest, settings)

@@ -1,4 +1,4 @@
-"""Mask decoder of the embedded Segment Anything model: prompts are drawn as planes, decoded by convolutions."""
+"""Mask decoder of the embedded Segment Anything model, for prompts drawn as image planes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["PLANES", "STRIDE", "TinyMaskDecoder", "draw_boxes", "draw_masks", "d
 
 STRIDE = 4  # pixels of the input per pixel of the planes
 PLANES = 8
-_NARROW, _WIDE = 1.5, 8.0  # standard deviations of a point's spots, in pixels of the planes
-_MASK_SCALE = 4.0  # logits are drawn as tanh of their share of this
+_NARROW, _WIDE = 1.5, 8.0  # standard deviations of the Gaussians of a point, in pixels of the planes
+_MASK_SCALE = 4.0  # logits are drawn as tanh(logits / _MASK_SCALE)
 
 
 def draw_points(
     size: tuple[int, int], points: Float[Tensor, "objects points 2"], labels: Int[Tensor, "objects points"]
 ) -> Float[Tensor, "objects 4 rows columns"]:
-    """Spots of two sizes around points inside the object, then around points outside.
+    """Gaussians of two widths around the points inside the object, then around the points outside.
 
     Args:
         size: rows and columns of the planes.
@@ -41,7 +41,7 @@ def draw_points(
 def draw_boxes(
     size: tuple[int, int], boxes: Float[Tensor, "objects 4"]
 ) -> Float[Tensor, "objects 2 rows columns"]:
-    """1 inside the box and -1 outside; and its inside graded from 0 at the edges to 1 in the middle.
+    """Two planes: 1 inside the box and -1 outside; and a ramp from 0 at the edges of the box to 1 in its middle.
 
     Args:
         size: rows and columns of the planes.
@@ -56,18 +56,18 @@ def draw_boxes(
 
 
 def draw_masks(logits: Float[Tensor, "objects 1 rows columns"]) -> Float[Tensor, "objects 2 rows columns"]:
-    """The mask in [-1, 1], and 1 everywhere: there is a mask."""
+    """Two planes: the mask in [-1, 1], and the constant 1, which marks that a mask is given."""
     return torch.cat([(logits / _MASK_SCALE).tanh(), torch.ones_like(logits)], 1)
 
 
 def _centres(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """X and y of the planes' pixels, in pixels of the input."""
+    """Coordinates x and y of the centres of the planes' pixels, in pixels of the input."""
     y, x = ((torch.arange(length, device=device) + 0.5) * STRIDE - 0.5 for length in size)
     return x, y
 
 
 class _Matching(nn.Module):
-    """Attention between tokens of a frame, whose weights depend on the frame alone, not on the prompts."""
+    """Attention between tokens of a frame with precomputed weights, which do not depend on the prompts."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Matching(nn.Module):
         """`(frames * objects, width, rows, columns)` to the same shape.
 
         Args:
-            tokens: of the objects of each frame in a row.
+            tokens: tokens of the objects, frame by frame.
             attention: see `Embedding`.
         """
         frames, heads = attention.shape[:2]
@@ -118,41 +118,43 @@ class TinyMaskDecoder(nn.Module):
         """Logits of masks at stride 2, `(frames * objects, 1, rows, columns)`.
 
         Args:
-            embedding: of the frames.
-            planes: points, boxes and masks as drawn, `(frames * objects, PLANES, rows, columns)`; 0 for kinds of
-                prompts that are not given.
+            embedding: embedding of the frames.
+            planes: drawn points, boxes and masks, `(frames * objects, PLANES, rows, columns)`; 0 for kinds of prompts
+                that are not given.
         """
         return self.fine(embedding, *self.coarse(embedding, planes))
 
     def coarse(self, embedding: Embedding, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at stride 8, and the features at strides 8 and 4 that `fine` goes on with."""
+        """Logits at stride 8, and the features at strides 8 and 4 that `fine` takes."""
         quarter = F.relu(self.draw(planes))
         eighth = F.relu(self.draw_eighth(quarter))
         sixteenth = F.relu(self.draw_sixteenth(eighth))
-        tokens = _plus(self.prompt_sixteenth(sixteenth), embedding.sixteenth)
+        tokens = _with_frames(self.prompt_sixteenth(sixteenth), embedding.sixteenth)
         for matching in self.matchings:
             tokens = matching(tokens, embedding.attention)
-        tokens = _plus(upsampled(self.to_eighth(tokens)) + self.prompt_eighth(eighth), embedding.eighth)
+        tokens = _with_frames(
+            upsampled(self.to_eighth(tokens)) + self.prompt_eighth(eighth), embedding.eighth
+        )
         tokens = self.eighth_mixers(tokens)
         return self.coarse_mask(tokens), tokens, quarter
 
     def fine(self, embedding: Embedding, coarse: Tensor, eighth: Tensor, quarter: Tensor) -> Tensor:
-        """Logits at stride 2 from what `coarse` gives."""
+        """Logits at stride 2 from the output of `coarse`."""
         likeness = self.likeness(_likeness(embedding.colours, upsampled(coarse)))
         tokens = upsampled(self.to_quarter(eighth)) + self.prompt_quarter(quarter) + likeness
-        tokens = self.quarter_mixers(_plus(tokens, embedding.quarter))
-        fine = F.relu(_plus(upsampled(self.to_half(tokens)), embedding.half))
+        tokens = self.quarter_mixers(_with_frames(tokens, embedding.quarter))
+        fine = F.relu(_with_frames(upsampled(self.to_half(tokens)), embedding.half))
         logits: Tensor = self.mask(F.relu(fine + self.half_filter(fine)))
         return logits
 
 
-def _plus(tokens: Tensor, features: Tensor) -> Tensor:
+def _with_frames(tokens: Tensor, features: Tensor) -> Tensor:
     """Adds the features of each frame to its objects' tokens."""
     return (tokens.unflatten(0, (len(features), -1)) + features[:, None]).flatten(0, 1)
 
 
 def _likeness(colours: Tensor, mask: Tensor) -> Tensor:
-    """Cosine of each pixel's colours with their mean inside and outside of a mask, and the mask's logits.
+    """Cosine similarity of colours to their means inside and outside a mask, and the logits of the mask.
 
     Args:
         colours: see `Embedding`.

@@ -27,11 +27,11 @@ _INPUTS = (
 
 
 class Embedding(NamedTuple):
-    """What the mask decoder knows of a batch of frames.
+    """Input of the mask decoder for a batch of frames.
 
     Attributes:
         half, quarter, eighth, sixteenth: features at strides 2, 4, 8 and 16, `(batch, WIDTHS[n], rows, columns)`.
-        colours: unit vectors at stride 4, `(batch, HEADS, WIDTHS[1] / HEADS, rows * columns)`.
+        colours: unit vectors at stride 4, by head, `(batch, HEADS, WIDTHS[1] / HEADS, rows * columns)`.
         attention: between tokens at stride 16, `(batch, HEADS, tokens, tokens)`; each row sums to 1.
     """
 
@@ -44,7 +44,7 @@ class Embedding(NamedTuple):
 
 
 def upsampled(features: Tensor) -> Tensor:
-    """Bilinear, to twice the size."""
+    """Features interpolated bilinearly to twice the size."""
     return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -64,7 +64,7 @@ class Mixer(nn.Module):
 
 
 class TinyImageEncoder(EfficientNetLite0):
-    """Features of EfficientNet-lite0 at strides 2 to 32, joined from coarse to fine."""
+    """Feature pyramid over the stages of EfficientNet-lite0 at strides 2 to 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,17 +84,17 @@ class TinyImageEncoder(EfficientNetLite0):
         self.keys = nn.Conv2d(sixteenth, sixteenth, 1)
 
     def convert_stages(self, dtype: torch.dtype) -> None:
-        """Converts stem and stages, which take most of the time; their features are joined in float32."""
+        """Converts the weights of the stem and the stages to `dtype`; the pyramid stays in float32."""
         self.stem.to(dtype)
         self.stages.to(dtype)
 
     def strides(self, images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Outputs of the pretrained stages at strides 2, 4, 8, 16 and 32, of normalized images."""
+        """Outputs of the pretrained stages at strides 2, 4, 8, 16 and 32 for normalized images."""
         stages = self.stage_outputs(images)
         return [*stages[:3], torch.cat(stages[3:5], 1), torch.cat(stages[5:], 1)]
 
     def joined(self, strides: Sequence[Tensor]) -> Embedding:
-        """The embedding of what `strides` gives."""
+        """Embedding from the output of `strides`."""
         coarse = self.coarse_mixers(self.coarse(strides[3]) + upsampled(self.coarsest(strides[4])))
         middle = self.middle_mixer(self.middle(strides[2]) + upsampled(self.coarse_to_middle(coarse)))
         fine = F.relu(self.fine(strides[1]) + upsampled(self.middle_to_fine(middle)))

@@ -1,4 +1,4 @@
-"""Mask proposals by the embedded Segment Anything model, and masks of boxes and points."""
+"""Masks proposed by the embedded Segment Anything model, from propagated masks and from boxes and points."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from drift.refinement.tiny_sam import COARSE_SIDE, FINE_SIDE, MASK_STRIDE, TinyS
 
 __all__ = ["TinySamProposer"]
 
-_ANSWERS = 4  # to boxes and points, at the usual size; each corrects the last one
+_ITERATIONS = 4  # predictions per prompt of boxes and points, each with the last as the mask prompt
 
 
 class TinySamProposer(nn.Module):
     """Proposes one mask per object, from prompts made of the propagated soft masks.
 
-    Outer autocast has no effect. The pretrained stages of the encoder compute in `precision`, all else in float32.
+    Outer autocast has no effect. The pretrained stages of the encoder compute in `precision`, the rest in float32.
 
     Args:
         sam: moved and converted in place.
-        prompts: the prompts that are made.
-        device: where the model computes.
+        prompts: options of the prompts.
+        device: device of the model.
         precision: one of `drift.precision.PRECISIONS`.
 
     Raises:
@@ -47,7 +47,9 @@ class TinySamProposer(nn.Module):
         self.sam = sam.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sam.image_encoder.convert_stages(resolved_precision(precision, device))
         self.prompts = prompts
-        self._last: tuple[Tensor, dict[int, Embedding]] | None = None  # the frame segmented last
+        self._last: tuple[Tensor, dict[int, Embedding]] | None = (
+            None  # last frame, and its embeddings by side
+        )
 
     def grid(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """See `Proposer.grid`: the grid of the model's masks."""
@@ -60,7 +62,7 @@ class TinySamProposer(nn.Module):
         probabilities: Float[Tensor, "channels rows columns"],
         objects: list[int],
     ) -> Proposals:
-        """See `Proposer.propose`. The score is the IoU that the mask's own probabilities lead to expect."""
+        """See `Proposer.propose`. The score is the expected IoU under the probabilities of the mask."""
         soft = probabilities.cpu().numpy()
         prompts = [prompts_of_object(soft, n, self.prompts) for n in objects]
         boxes, points = (
@@ -85,28 +87,28 @@ class TinySamProposer(nn.Module):
     ) -> Bool[Tensor, "height width"]:
         """See `Segmenter.segment`.
 
-        The model answers several times, each time given its last answer. Without a box its first answers are at
-        `COARSE_SIDE`, one point after the other: there it sees more of the frame from a point.
+        The mask is predicted several times, each time with the last prediction as the mask prompt. Without a box the
+        points are first added one by one at `COARSE_SIDE`, where the receptive field is a larger part of the frame.
         """
         size = frame.shape[0], frame.shape[1]
         logits: Tensor | None = None
         with full_precision(self._device.type):
             if prompt.box is None:
-                embedding, prompts = self._asked(frame, prompt, COARSE_SIDE)
+                embedding, prompts = self._prompted(frame, prompt, COARSE_SIDE)
                 for count in range(1, len(prompt.points) + 1):
                     logits = self.sam.predict(embedding, **_first(prompts, count), logits=logits)
-            embedding, prompts = self._asked(frame, prompt, FINE_SIDE)
-            for _ in range(_ANSWERS):
+            embedding, prompts = self._prompted(frame, prompt, FINE_SIDE)
+            for _ in range(_ITERATIONS):
                 if logits is not None:
                     logits = F.interpolate(logits, self.grid(size), mode="bilinear", align_corners=False)
                 logits = self.sam.predict(embedding, **prompts, logits=logits)
         assert logits is not None
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0, 0] > 0
 
-    def _asked(
+    def _prompted(
         self, frame: Tensor, prompt: ObjectPrompt, side: int
     ) -> tuple[Embedding, dict[str, Tensor | None]]:
-        """Embedding of the frame at this size, and boxes, points and labels in its pixels."""
+        """Embedding of the frame with `side` as its longer side, and the prompts in pixels of that size."""
         size = frame.shape[0], frame.shape[1]
         down, across = (
             length / whole for length, whole in zip(self.sam.input_size(size, side), size, strict=True)
@@ -123,15 +125,15 @@ class TinySamProposer(nn.Module):
             "points": torch.from_numpy(_input_pixels(points, across, down)).to(self._device),
             "labels": torch.tensor([prompt.inside], dtype=torch.long, device=self._device).reshape(1, -1),
         }
-        return self._kept(frame, side), prompts
+        return self._cached_embedding(frame, side), prompts
 
     @property
     def _device(self) -> torch.device:
         return self.sam.mask_decoder.mask.weight.device
 
-    def _kept(self, frame: Tensor, side: int) -> Embedding:
-        """Embedding of the frame, computed once while a user clicks on it."""
-        last = self._last  # another thread may replace it
+    def _cached_embedding(self, frame: Tensor, side: int) -> Embedding:
+        """Embedding of a frame, cached until another frame is segmented."""
+        last = self._last  # other threads may replace it
         if last is None or not torch.equal(last[0], frame):
             self._last = last = (frame.clone(), {})
         if side not in last[1]:
@@ -143,18 +145,18 @@ class TinySamProposer(nn.Module):
 
 
 def _first(prompts: dict[str, Tensor | None], points: int) -> dict[str, Tensor | None]:
-    """The first points only."""
+    """Prompts with the first `points` points only."""
     return {name: None if each is None else each[:, :points] for name, each in prompts.items()}
 
 
 def _input_pixels(coordinates: np.ndarray, across: float, down: float) -> np.ndarray:
-    """Scales x, y, x, y … from a grid to the input; pixel centres are at integers on both."""
+    """Scales coordinates x, y, x, y … with pixel centres at integers from a grid to the input."""
     scale = np.resize(np.array([across, down], np.float32), coordinates.shape[-1])
     return (coordinates.astype(np.float32) + 0.5) * scale - 0.5
 
 
 def _expected_iou(masks: Float[Tensor, "objects 1 rows columns"]) -> Float[Tensor, "objects 1"]:
-    """Expected intersection over expected union of each mask and an object of these probabilities."""
+    """Expected intersection over expected union of thresholded masks, given their probabilities."""
     shown = masks > 0.5
     union = torch.where(shown, 1.0, masks).sum((-2, -1))
     return (masks * shown).sum((-2, -1)) / union.clamp(min=1e-6)

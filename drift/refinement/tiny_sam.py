@@ -1,4 +1,4 @@
-"""The embedded Segment Anything model, promptable by points, boxes, masks, and all of them together."""
+"""The embedded Segment Anything model, prompted by any combination of points, boxes and masks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["COARSE_SIDE", "FINE_SIDE", "MASK_STRIDE", "TinySam"]
 MASK_STRIDE = 2
 """Pixels of the input per pixel of predicted masks."""
 FINE_SIDE, COARSE_SIDE = 640, 384
-"""Longer sides of the input in pixels: the usual one, and that of the training, at which points find whole objects."""
+"""Longer side of the input in pixels: by default, and for the first predictions from points (the size in training)."""
 _MEAN, _STD = 127.0, 128.0  # of pixels in [0, 255]
 
 
 class TinySam(nn.Module):
     """Image encoder and mask decoder of 3.6 million parameters.
 
-    Frames keep their shape, up to a multiple of 32 pixels: nothing is padded to a square.
+    Frames are resized to multiples of 32 pixels with their aspect ratio, and not padded.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TinySam(nn.Module):
 
     @staticmethod
     def input_size(frame: tuple[int, int], side: int = FINE_SIDE) -> tuple[int, int]:
-        """Height and width of the input for a frame of this height and width; `side` is the longer one."""
+        """Height and width of the input for a frame `(height, width)`; `side` is the longer one, in pixels."""
         scale = side / max(frame) / COARSEST_STRIDE
         return max(round(frame[0] * scale), 1) * COARSEST_STRIDE, max(
             round(frame[1] * scale), 1
@@ -52,7 +52,7 @@ class TinySam(nn.Module):
         return (images - _MEAN) / _STD
 
     def embed(self, frame: Float[Tensor, "3 height width"], side: int = FINE_SIDE) -> Embedding:
-        """Embedding of an RGB frame in [0, 255], computed in the encoder's data type, returned in float32."""
+        """Embedding of an RGB frame in [0, 255], in float32."""
         size = self.input_size((frame.shape[-2], frame.shape[-1]), side)
         resized = F.interpolate(frame[None], size, mode="bilinear", align_corners=False, antialias=True)
         inputs = self.preprocess(resized).to(self.image_encoder.stem.weight.dtype)
@@ -71,10 +71,10 @@ class TinySam(nn.Module):
         """Logits of one mask per object, at a stride of `MASK_STRIDE`.
 
         Args:
-            embedding: of one frame.
-            boxes: left, top, right, bottom in pixels of the input; None: no boxes.
+            embedding: embedding of one frame.
+            boxes: left, top, right, bottom in pixels of the input, or None.
             points, labels: x, y in pixels of the input; 1 inside the object, 0 outside, -1 for padding.
-            logits: masks at a stride of `MASK_STRIDE`: the propagated ones, or the last prediction.
+            logits: mask prompts at a stride of `MASK_STRIDE`, such as propagated masks or the last prediction.
         """
         size = (embedding.quarter.shape[-2], embedding.quarter.shape[-1])
         count = next(len(each) for each in (boxes, points, logits) if each is not None)

@@ -207,7 +207,7 @@ def test_a_tokenizer_of_sentencepiece_names_the_package(copied, monkeypatch):
 
 
 def test_a_tokenizer_of_sentencepiece_gives_the_tokens_of_its_model(tmp_path):
-    """PixArt's tokenizer is `spiece.model` alone, without `tokenizer.json`."""
+    """PixArt ships `spiece.model` without `tokenizer.json`."""
     (tmp_path / "text").write_text("a photo of a dog\na photo of the cat\nthe dog sits on a mat\n" * 10)
     SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=40,

@@ -1,4 +1,4 @@
-"""The benchmark of prompts: kinds, clicks in errors, and the command."""
+"""`benchmarks.prompts`: kinds of prompts, clicks in errors, command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAME, TRUTH = CLIP.frames[0], CLIP.truth[0] > 0
 
 
 class Knowing:
-    """Answers with the true mask, but with an empty one to the first prompts."""
+    """Returns an empty mask for the first prompts, then the true mask."""
 
     def __init__(self, wrong: int = 0) -> None:
         self.asked: list = []

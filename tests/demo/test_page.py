@@ -55,7 +55,7 @@ def frames(clip):
 
 @pytest.fixture(scope="module")
 def zebra(clip):
-    """Its true mask on frame 0."""
+    """True mask of the clip on frame 0."""
     return clip.reduced_mask(clip.given[0]) == ZEBRA
 
 
@@ -66,7 +66,7 @@ def video(frames, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The page's address and its sessions."""
+    """Address of a served page, and its sessions."""
     root = tmp_path_factory.mktemp("page")
     with initialize_config_dir(str(demo.CONFIGS), version_base="1.3"):
         config = compose("demo", WORDS)
@@ -108,7 +108,7 @@ def tab(browser, server):
 
 
 def errors(browser) -> list[str]:
-    """Errors on the console; Gradio's own warnings, as of streams and of drawing without a GPU, do not count."""
+    """Messages of level SEVERE on the console; Gradio logs warnings of its own."""
     return [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
@@ -118,7 +118,7 @@ def size(browser, width: int) -> None:
 
 
 class Tab:
-    """What a user sees and does."""
+    """Actions of a user in a tab, and what the page shows."""
 
     def __init__(self, browser, sessions: Sessions) -> None:
         self.browser, self.sessions = browser, sessions
@@ -167,7 +167,7 @@ class Tab:
         self.wait(lambda: text in self.status())
 
     def warns(self, text: str) -> None:
-        """A warning with this text appears; it is closed."""
+        """Waits for a warning with this text, then closes it."""
         self.wait(lambda: [one for one in self.all(".toast-body") if text in one.text])
         for button in self.all(".toast-body .toast-close, .toast-body button.toast-close"):
             button.click()
@@ -187,7 +187,7 @@ class Tab:
         return image
 
     def at(self, x: float, y: float) -> tuple[int, int]:
-        """Offset from the centre of the shown picture to a pixel of the frame."""
+        """Offset of a pixel of the frame from the centre of the displayed picture."""
         shown, (height, width) = self.picture().size, self.session.source.size
         return (
             round((x + 0.5) * shown["width"] / width - shown["width"] / 2),
@@ -449,7 +449,7 @@ def test_closing_the_tab_deletes_its_files(browser, server, video):
 
 
 def posted(address: str, name: str, content: bytes, length: int | None = None) -> tuple[int, str]:
-    """Status and answer of an upload of a file with this name."""
+    """Status and response of an upload with this file name."""
     head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
     body = head + content + b"\r\n--x--\r\n"
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)

@@ -1,4 +1,4 @@
-"""Sessions of the page, without a browser: showing objects, tracking, correcting, going on."""
+"""`Session`, without a browser: prompts, tracking, correction, resumption."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_tracking_in_steps_gives_the_masks_of_one_run(session, tmp_path):
 @pytest.mark.parametrize("memory_frames", [0, 2])
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
 def test_corrections_give_the_masks_of_one_run_with_them(tmp_path, direction, memory_frames):
-    """Also from the labels on disk, as the live tracker is somewhere else."""
+    """Attention of earlier frames is computed from the labels on disk."""
     session = new_session(tmp_path, memory_frames=memory_frames)
     session.direction = direction
     session.click(3, 1, 22, 20)

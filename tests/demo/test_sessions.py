@@ -1,4 +1,4 @@
-"""Sessions of several tabs, without a browser, and the words of `demo.py`."""
+"""`Sessions` of several tabs, without a browser, and the command line of `demo.py`."""
 
 from __future__ import annotations
 

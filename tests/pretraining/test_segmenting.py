@@ -1,4 +1,4 @@
-"""The embedded Segment Anything model's training: corrupted masks, scenes, interaction, losses, weights."""
+"""Training of the embedded Segment Anything model: corrupted masks, scenes, interaction, losses, weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded Segment Anything model: drawn prompts, frames of any shape, and what it answers on real frames."""
+"""The embedded Segment Anything model: drawn prompts, frames of any shape, IoU on real frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drift.refinement.tiny_sam import TinySam
 
 @pytest.fixture(scope="module")
 def proposer():
-    """Of random weights."""
+    """The embedded model with random weights."""
     torch.manual_seed(0)
     return TinySamProposer(TinySam(), prompts=PromptSettings(), precision="float32")
 
@@ -106,7 +106,7 @@ def test_masks_are_drawn_with_a_plane_that_says_so():
 
 
 def test_what_the_embedded_model_answers_on_real_frames(davis_root):
-    """Means of three of the ten clips of `benchmarks.prompts`."""
+    """Mean IoU over three clips, measured as in `benchmarks.prompts`."""
     clips = Davis2016(davis_root, sequences=["blackswan", "camel", "dog"]).predict_dataloader()
     segmenter = load_refiner().proposer
     ious = [prompted(segmenter, clip.frames[0], clip.given[0] > 0) for clip in clips]

@@ -1,4 +1,4 @@
-"""Tracking towards the start of a clip: as a run on the reversed clip, with the masks of both directions merged."""
+"""`data.direction`: equals runs on the reversed clip, with the masks of both directions merged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER = slice(32, 48), slice(40, 64)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Frames as they are and reversed, without loss, and masks: of one object and of both."""
+    """Lossless frames in both orders, and masks with one object and with both."""
     root = tmp_path_factory.mktemp("clip")
     frames = [frame.copy() for frame in CLIP.frames]
     for frame in frames:
