@@ -213,6 +213,7 @@ class Propagation(TypedDict, total=False):
     temperature: Positive
     top_k: Count | None
     radius: Whole | None
+    follow: bool
     memory_frames: Whole
     memory_labels: Literal["soft", "hard"]
     background_weight: Positive

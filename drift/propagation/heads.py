@@ -16,6 +16,7 @@ from drift.errors import OptionError
 from drift.options import choice, positive, whole_number
 from drift.propagation.kernel import propagate
 from drift.propagation.labels import downsampling, finest, unpooled
+from drift.propagation.motion import object_offsets
 
 __all__ = ["AFFINITIES", "HEADS", "Comparison", "PropagationOptions", "compare", "propagate_heads"]
 
@@ -37,6 +38,7 @@ class PropagationOptions:
         temperature: divides the logits; above 0.
         top_k: number of keys, over all memory frames together, that a query keeps; None for all.
         radius: largest distance of a key from its query, in tokens of the finest layer; None for the whole frame.
+        follow: whether the neighbourhoods follow the objects' motion, see `object_offsets`.
 
     Raises:
         OptionError: an option is out of range.
@@ -47,6 +49,7 @@ class PropagationOptions:
     temperature: float = 1.0
     top_k: int | None = 15
     radius: int | None = 12
+    follow: bool = False
 
     def __post_init__(self) -> None:
         choice("affinity", self.affinity, AFFINITIES)
@@ -54,6 +57,7 @@ class PropagationOptions:
         positive("temperature", self.temperature)
         whole_number("top_k", self.top_k, minimum=1, none_allowed=True)
         whole_number("radius", self.radius, minimum=0, none_allowed=True)
+        choice("follow", self.follow, (True, False))
 
 
 @dataclass(frozen=True)
@@ -127,14 +131,23 @@ def propagate_heads(
         if not len(used):
             continue
         factor = downsampling(grid[0], one.grid[0])
-        per_head = propagate(
+        radius = None if options.radius is None else -(-options.radius // factor)
+        queries, memory = (
             _select_heads(one.queries, used),
             [_select_heads(frame, used) for frame in layer_keys],
+        )
+        offsets = None
+        if options.follow and radius is not None and not exclude_self:
+            offsets = object_offsets(queries.detach(), memory, layer_labels, slack=-(-radius // 3))
+        per_head = propagate(
+            queries,
+            memory,
             layer_labels,
             temperature=options.temperature,
-            radius=None if options.radius is None else -(-options.radius // factor),
+            radius=radius,
             top_k=options.top_k,
             exclude_self=exclude_self,
+            offsets=offsets,
         )
         propagated = torch.einsum("h,hyxc->cyx", one.weights[used].to(per_head), per_head)
         total = total + unpooled(propagated[None], grid)[0]

@@ -10,12 +10,11 @@ top-k the kernel is plain attention with labels as values, computed by PyTorch's
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,12 +24,15 @@ from torch.nn import functional as F
 
 from drift.options import positive, whole_number
 
-__all__ = ["attention_logits", "attention_maps", "propagate"]
+__all__ = ["TILE", "attention_logits", "attention_maps", "propagate"]
+
+TILE = 8
+"""Side of the tiles of queries that share an offset, in tokens; also the tiles of the kernel on a CPU."""
 
 _WORKSPACES = 2**29  # upper bound of all threads' buffers, in bytes
+_CPU_TILE = TILE
 _STRIP = 2**26  # bytes of keys that tiles share, unless those of one tile are more
 _TILES = (32, 16, 8)  # tokens; larger tiles need fewer products but compute more logits outside the radius
-_CPU_TILE = 8
 
 
 def propagate(
@@ -42,6 +44,7 @@ def propagate(
     radius: int | None = None,
     top_k: int | None = None,
     exclude_self: bool = False,
+    offsets: Sequence[Int[Tensor, "tile_rows tile_columns 2"]] | None = None,
 ) -> Float[Tensor, "heads height width channels"]:
     """Propagates labels from memory frames to the target frame, separately for each head.
 
@@ -57,6 +60,9 @@ def propagate(
         top_k: number of keys, over all memory frames together, that a query keeps; None for all.
         exclude_self: whether a query never attends to the key at its own position in the first memory frame. For
             attention within one frame.
+        offsets: for each memory frame, the rows and columns by which the neighbourhoods of each tile of `TILE` x `TILE`
+            queries are shifted, at most as far as the tile stays within the frame; None to centre the neighbourhoods
+            on their queries. Without a radius they have no effect.
 
     Returns:
         The attention-weighted mean of the labels for each head. Channels that sum to 1 still do.
@@ -84,13 +90,16 @@ def propagate(
         raise ValueError(f"keys and labels must lie on the queries' grid of {grid[0]} x {grid[1]} tokens")
     if radius is not None and radius >= max(grid) - 1:
         radius = None
+    offsets = None if radius is None else offsets
     with torch.autocast(
         queries.device.type, enabled=False
     ):  # half precision would change which keys are largest
         queries = queries / temperature
         if radius is None and top_k is None and not exclude_self:
             return _attend_everywhere(queries, keys, labels)
-        return _attend_in_tiles(queries, keys, labels, radius, top_k, exclude_self=exclude_self)
+        return _attend_in_tiles(
+            queries, keys, labels, radius, top_k, exclude_self=exclude_self, offsets=offsets
+        )
 
 
 def attention_logits(
@@ -154,10 +163,15 @@ class _Span:
         return (query - torch.arange(self.low, self.high, device=device)[None]).abs() > radius
 
 
-def _spans(length: int, radius: int | None, tile: int) -> list[_Span]:
+_Shift = tuple[int, int]  # rows and columns by which a window is moved
+
+
+def _spans(length: int, radius: int | None, tile: int, *, clipped: bool = True) -> list[_Span]:
+    """The tiles along an axis; windows end at the frame's edges if `clipped`."""
     reach = length if radius is None else radius
+    low, high = (0, length) if clipped else (-reach, length + reach)
     stops = ((start, min(start + tile, length)) for start in range(0, length, tile))
-    return [_Span(a, b, max(a - reach, 0), min(b + reach, length)) for a, b in stops]
+    return [_Span(a, b, max(a - reach, low), min(b + reach, high)) for a, b in stops]
 
 
 @dataclass(frozen=True)
@@ -168,15 +182,18 @@ class _Strip:
 
     Attributes:
         rows: rows of the tiles and of their windows.
-        low: first column.
+        low, high: first column, and the one after the last.
         keys: `(heads, frames, columns, rows, dim)`.
         labels: `(frames, columns, rows, channels)`.
+        outside: places that a shift moves out of their frame, `(frames, columns, rows)`; None if there are none.
     """
 
     rows: _Span
     low: int
+    high: int
     keys: Tensor
     labels: Tensor
+    outside: Tensor | None
 
 
 class _Workspace:
@@ -204,16 +221,66 @@ def _cut_strip(
     labels: Sequence[Tensor],
     rows: _Span,
     columns: Sequence[_Span],
+    shifts: Sequence[_Shift],
     workspace: _Workspace,
 ) -> _Strip:
-    """Copies the windows of the tiles at `rows` and neighbouring `columns` from the memory."""
-    heads, _, _, dim = keys[0].shape
-    low, high = columns[0].low, columns[-1].high
-    cut = workspace.take("keys", (heads, len(keys), high - low, rows.high - rows.low, dim))
-    for place, frame in enumerate(keys):
-        cut[:, place] = frame[:, rows.low : rows.high, low:high].transpose(1, 2)
-    values = torch.stack([frame[rows.low : rows.high, low:high].transpose(0, 1) for frame in labels])
-    return _Strip(rows, low, cut, values.to(cut.dtype))
+    """Copies the windows of the tiles at `rows` and neighbouring `columns` from the memory, shifted in each frame."""
+    heads, height, width, dim = keys[0].shape
+    down, right = [shift[0] for shift in shifts], [shift[1] for shift in shifts]
+    top, bottom = max(rows.low, -max(down)), min(rows.high, height - min(down))
+    low, high = max(columns[0].low, -max(right)), min(columns[-1].high, width - min(right))
+    shape = (len(keys), high - low, bottom - top)
+    cut, values = (
+        workspace.take("keys", (heads, *shape, dim)),
+        labels[0].new_zeros(*shape, labels[0].shape[-1]),
+    )
+    outside = None
+    if len(set(shifts)) > 1:
+        outside = torch.ones(shape, dtype=torch.bool, device=cut.device)
+        cut.zero_()  # places outside the frame are masked, but must be finite
+    for place, (y_shift, x_shift) in enumerate(shifts):
+        y, to_y = _overlap(top, bottom, y_shift, height)
+        x, to_x = _overlap(low, high, x_shift, width)
+        cut[:, place, to_x, to_y] = keys[place][:, y, x].transpose(1, 2)
+        values[place, to_x, to_y] = labels[place][y, x].transpose(0, 1)
+        if outside is not None:
+            outside[place, to_x, to_y] = False
+    return _Strip(replace(rows, low=top, high=bottom), low, high, cut, values.to(cut.dtype), outside)
+
+
+def _overlap(low: int, high: int, shift: int, length: int) -> tuple[slice, slice]:
+    """The part of a shifted window that lies within the frame: in the frame, and in the window."""
+    start, stop = max(low + shift, 0), min(high + shift, length)
+    return slice(start, stop), slice(start - shift - low, stop - shift - low)
+
+
+def _shifts(
+    offsets: Sequence[Tensor] | None, frames: int, rows: Sequence[_Span], columns: Sequence[_Span]
+) -> list[list[list[_Shift]]]:
+    """Shift of the window of each tile in each frame, limited so that the tile itself stays within the frame."""
+    if offsets is None:
+        return [[[(0, 0)] * frames] * len(columns)] * len(rows)
+    height, width = rows[-1].stop, columns[-1].stop
+    asked = torch.stack(list(offsets), 2).tolist()
+    return [
+        [
+            [
+                (min(max(y, -row.start), height - row.stop), min(max(x, -column.start), width - column.stop))
+                for y, x in asked[i][j]
+            ]
+            for j, column in enumerate(columns)
+        ]
+        for i, row in enumerate(rows)
+    ]
+
+
+def _runs(shifts: Sequence[list[_Shift]], longest: int) -> Iterator[slice]:
+    """Runs of at most `longest` neighbouring tiles with equal shifts."""
+    start = 0
+    for stop in range(1, len(shifts) + 1):
+        if stop == len(shifts) or stop - start == longest or shifts[stop] != shifts[start]:
+            yield slice(start, stop)
+            start = stop
 
 
 def _never(dtype: torch.dtype) -> float:
@@ -229,16 +296,18 @@ def _attend_in_tiles(
     top_k: int | None,
     *,
     exclude_self: bool,
+    offsets: Sequence[Tensor] | None,
 ) -> Tensor:
     heads, height, width, _ = queries.shape
     needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
     make_workspace = partial(_Workspace, queries, reuse=not needs_graph)
-    tile = _tile(queries, len(keys), radius)
-    all_rows, all_columns = _spans(height, radius, tile), _spans(width, radius, tile)
-    whole = _cut_strip(keys, labels, all_rows[0], all_columns, make_workspace()) if radius is None else None
+    tile = TILE if offsets else _tile(queries, len(keys), radius)
+    all_rows, all_columns = (_spans(n, radius, tile, clipped=not offsets) for n in (height, width))
+    shifts = _shifts(offsets, len(keys), all_rows, all_columns)
 
-    def attend(rows: _Span, columns: Sequence[_Span], workspace: _Workspace) -> Tensor:
-        strip = whole or _cut_strip(keys, labels, rows, columns, workspace)
+    def attend(row: int, run: slice, workspace: _Workspace) -> Tensor:
+        rows, columns = all_rows[row], all_columns[run]
+        strip = whole or _cut_strip(keys, labels, rows, columns, shifts[row][run.start], workspace)
         first, last = columns[0].start, columns[-1].stop
         tiles = queries[:, rows.start : rows.stop, first:last].split(tile, 2)
         parts = [
@@ -247,23 +316,33 @@ def _attend_in_tiles(
         ]
         return torch.cat(parts, 2)
 
+    whole = None
+    if radius is None:
+        whole = _cut_strip(keys, labels, all_rows[0], all_columns, shifts[0][0], make_workspace())
     if needs_graph:  # concatenated: the backward pass of a slice fills a tensor of the whole grid
         workspace = make_workspace()
-        return torch.cat([attend(rows, all_columns, workspace) for rows in all_rows], 1)
+        runs = [list(_runs(of_row, len(all_columns))) for of_row in shifts]
+        return torch.cat(
+            [
+                torch.cat([attend(row, run, workspace) for run in runs[row]], 2)
+                for row in range(len(all_rows))
+            ],
+            1,
+        )
 
     propagated = queries.new_empty(heads, height, width, labels[0].shape[-1])
 
-    def fill(rows: _Span, columns: Sequence[_Span], workspace: _Workspace) -> None:
+    def fill(row: int, run: slice, workspace: _Workspace) -> None:
+        rows, columns = all_rows[row], all_columns[run]
         y, x = slice(rows.start, rows.stop), slice(columns[0].start, columns[-1].stop)
-        propagated[:, y, x] = attend(rows, columns, workspace)
+        propagated[:, y, x] = attend(row, run, workspace)
 
     threads, tiles = _threads_and_tiles(queries, len(keys), all_rows, all_columns)
-    strips = [all_columns[first : first + tiles] for first in range(0, len(all_columns), tiles)]
-    work = list(itertools.product(all_rows, strips))
+    work = [(row, run) for row, of_row in enumerate(shifts) for run in _runs(of_row, tiles)]
     if threads == 1:
         workspace = make_workspace()
-        for spans in work:
-            fill(*spans, workspace)
+        for part in work:
+            fill(*part, workspace)
     else:
         _run_in_threads(fill, work, threads, make_workspace)
     return propagated
@@ -299,8 +378,8 @@ def _threads_and_tiles(
 
 
 def _run_in_threads(
-    fill: Callable[[_Span, Sequence[_Span], _Workspace], None],
-    work: Sequence[tuple[_Span, Sequence[_Span]]],
+    fill: Callable[[int, slice, _Workspace], None],
+    work: Sequence[tuple[int, slice]],
     threads: int,
     make_workspace: Callable[[], _Workspace],
 ) -> None:
@@ -314,10 +393,10 @@ def _run_in_threads(
         with torch.inference_mode(inference), torch.no_grad():
             while True:
                 with lock:
-                    spans = next(remaining, None)
-                if spans is None:
+                    part = next(remaining, None)
+                if part is None:
                     return
-                fill(*spans, workspace)
+                fill(*part, workspace)
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="drift-kernel") as pool:
@@ -341,9 +420,14 @@ def _attend(
 ) -> Tensor:
     """Attention of a tile `(heads, rows, columns, dim)` to its window: `(heads, rows, columns, channels)`."""
     height, width = tile.shape[1:3]
+    rows = replace(rows, low=strip.rows.low, high=strip.rows.high)
+    columns = replace(columns, low=max(columns.low, strip.low), high=min(columns.high, strip.high))
     window = slice(columns.low - strip.low, columns.high - strip.low)
     keys, labels = strip.keys[:, :, window].flatten(2, 3), strip.labels[:, window].flatten(0, 2)
     logits = _logits(tile.flatten(1, 2), keys, workspace)
+    if strip.outside is not None:
+        outside = strip.outside[:, window].flatten(1)[:, None]
+        logits = logits.masked_fill(outside, _never(logits.dtype))
     if exclude_self:
         row = torch.arange(rows.start, rows.stop, device=tile.device) - strip.rows.low
         column = torch.arange(columns.start, columns.stop, device=tile.device) - columns.low

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,3 +82,17 @@ class Memory:
     def add(self, frame: RememberedFrame) -> None:
         """Adds a frame; without a given mask, it is dropped after `recent` newer frames."""
         (self._given if frame.given else self._recent).append(frame)
+
+    def forget(self, channel: int) -> None:
+        """Removes the channel of an object from all frames; its probability goes to the background."""
+        self._given = [_without(frame, channel) for frame in self._given]
+        self._recent = deque((_without(frame, channel) for frame in self._recent), self._recent.maxlen)
+
+
+def _without(frame: RememberedFrame, channel: int) -> RememberedFrame:
+    if channel >= frame.known[0]:
+        return frame  # remembered before the object appeared
+    kept = [torch.cat([one[..., :channel], one[..., channel + 1 :]], -1) for one in frame.labels]
+    for labels, one in zip(kept, frame.labels, strict=True):
+        labels[..., 0] += one[..., channel]
+    return replace(frame, labels=tuple(kept))

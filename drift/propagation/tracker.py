@@ -65,7 +65,7 @@ class Tracker:
 
     Args:
         backbone: computes the features of a frame.
-        affinity, heads, temperature, top_k, radius: see `PropagationOptions`.
+        affinity, heads, temperature, top_k, radius, follow: see `PropagationOptions`.
         memory_frames: number of predicted frames in the memory, beside those whose mask was given.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
@@ -104,6 +104,7 @@ class Tracker:
         temperature: float = 1.0,
         top_k: int | None = 15,
         radius: int | None = 12,
+        follow: bool = False,
         memory_frames: int = 7,
         memory_labels: str = "soft",
         background_weight: float = 1.0,
@@ -113,7 +114,7 @@ class Tracker:
         seed: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        self.options = PropagationOptions(affinity, heads, temperature, top_k, radius)
+        self.options = PropagationOptions(affinity, heads, temperature, top_k, radius, follow)
         positive("background_weight", background_weight)
         non_negative("min_confidence", min_confidence)
         choice("memory_labels", memory_labels, MEMORY_LABELS)
@@ -177,6 +178,18 @@ class Tracker:
     def skip(self, frames: int) -> None:
         """Skips frames before the first given mask, so that frame indices stay those of the clip."""
         self._next_index += frames
+
+    def remove(self, object_id: int) -> None:
+        """Stops tracking an object. From the next frame on its pixels belong to the background, or to other objects.
+
+        Raises:
+            InputError: the object is not known.
+        """
+        if object_id not in self.object_ids:
+            known = ", ".join(map(str, self.object_ids)) or "none"
+            raise InputError(f"object {object_id} is not tracked; the tracked objects are: {known}")
+        self.memory.forget(1 + self.object_ids.index(object_id))
+        self.object_ids = tuple(known for known in self.object_ids if known != object_id)
 
     def state(self) -> TrackerState:
         """State from which a tracker with the same options can continue; see `restore`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from drift.errors import OptionError
 from drift.propagation import kernel
-from drift.propagation.kernel import attention_logits, attention_maps, propagate
+from drift.propagation.kernel import TILE, attention_logits, attention_maps, propagate
 
 
-def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None, exclude_self=False) -> Tensor:
+def dense(
+    queries, keys, labels, *, temperature=1.0, radius=None, top_k=None, exclude_self=False, offsets=None
+) -> Tensor:
     """The definition: all pairs of queries and keys, then masks."""
     heads, height, width, _ = queries.shape
     frames = len(keys)
@@ -23,8 +27,12 @@ def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None, ex
     logits = queries.reshape(heads, height * width, -1) @ k.transpose(1, 2) / temperature
     if radius is not None:
         row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
-        near = ((row[:, None] - row).abs() <= radius) & ((column[:, None] - column).abs() <= radius)
-        logits = logits.masked_fill(~near.repeat(1, frames), -torch.inf)
+        near = [
+            ((row + down)[:, None] - row).abs().le(radius)
+            & ((column + right)[:, None] - column).abs().le(radius)
+            for down, right in shifts(offsets, frames, height, width)
+        ]
+        logits = logits.masked_fill(~torch.cat(near, 1), -torch.inf)
     if exclude_self:
         logits = logits.masked_fill(torch.eye(*logits.shape[-2:], dtype=torch.bool), -torch.inf)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -32,6 +40,23 @@ def dense(queries, keys, labels, *, temperature=1.0, radius=None, top_k=None, ex
         best = logits.topk(top_k, dim=-1)
         logits = kept.scatter(-1, best.indices, best.values)
     return (logits.softmax(-1) @ y).reshape(heads, height, width, -1)
+
+
+def shifts(offsets, frames, height, width):
+    """Rows and columns by which the neighbourhood of each query is shifted in each frame; tiles stay in the frame."""
+    if offsets is None:
+        return [(0, 0)] * frames
+    moved = []
+    for frame in offsets:
+        down, right = torch.zeros(2, height, width, dtype=torch.long)
+        for tile in itertools.product(range(0, height, TILE), range(0, width, TILE)):
+            inside = tuple(slice(start, start + TILE) for start in tile)
+            for axis, length, places in ((0, height, down), (1, width, right)):
+                stop = min(tile[axis] + TILE, length)
+                asked = frame[tile[0] // TILE, tile[1] // TILE, axis].item()
+                places[inside] = max(-tile[axis], min(asked, length - stop))
+        moved.append((down.flatten(), right.flatten()))
+    return moved
 
 
 def random_problem(heads, height, width, dim, frames, channels, seed=0):
@@ -72,6 +97,43 @@ def test_equals_the_dense_reference_at_length(radius, top_k):
     assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 29),
+    width=st.integers(1, 29),
+    frames=st.integers(1, 4),
+    radius=st.none() | st.integers(0, 12),
+    top_k=st.none() | st.integers(1, 40),
+    reach=st.integers(0, 40),
+    equal=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_shifted_neighbourhoods_equal_the_dense_reference(
+    height, width, frames, radius, top_k, reach, equal, seed
+):
+    queries, keys, labels = random_problem(2, height, width, 5, frames, 3, seed)
+    problem = queries.double(), [k.double() for k in keys], [y.double() for y in labels]
+    generator = torch.Generator().manual_seed(seed)
+    tiles = 1 if equal else -(-height // TILE), 1 if equal else -(-width // TILE)
+    offsets = torch.randint(-reach, reach + 1, (frames, *tiles, 2), generator=generator)
+    offsets = list(offsets.expand(frames, -(-height // TILE), -(-width // TILE), 2))
+    options = {"temperature": 0.5, "radius": radius, "top_k": top_k, "offsets": offsets}
+    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_offsets_of_zero_change_nothing(threads):
+    problem = random_problem(heads=2, height=31, width=47, dim=8, frames=3, channels=4)
+    still = [torch.zeros(4, 6, 2, dtype=torch.long)] * 3
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shifted = propagate(*problem, radius=6, top_k=5, offsets=still)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(shifted, propagate(*problem, radius=6, top_k=5), atol=1e-6)
+
+
 @pytest.mark.parametrize("radius", [1, 3, None])
 @pytest.mark.parametrize("top_k", [None, 1, 4])
 @pytest.mark.parametrize("frames", [1, 2])
@@ -88,12 +150,17 @@ def test_a_query_can_be_kept_from_attending_to_itself(radius, top_k, frames):
     width=st.integers(2, 19),
     radius=st.none() | st.integers(1, 20),
     top_k=st.none() | st.integers(1, 9),
-    exclude_self=st.booleans(),
+    kind=st.sampled_from(["plain", "exclude_self", "offsets"]),
     seed=st.integers(0, 99),
 )
-def test_gradients_equal_those_of_the_dense_reference(height, width, radius, top_k, exclude_self, seed):
+def test_gradients_equal_those_of_the_dense_reference(height, width, radius, top_k, kind, seed):
     queries, keys, labels = random_problem(2, height, width, 5, 2, 3, seed)
-    options = {"radius": radius, "top_k": top_k, "exclude_self": exclude_self, "temperature": 0.5}
+    options = {"radius": radius, "top_k": top_k, "exclude_self": kind == "exclude_self", "temperature": 0.5}
+    if kind == "offsets":
+        tiles = -(-height // TILE), -(-width // TILE)
+        options["offsets"] = list(
+            torch.randint(-9, 10, (2, *tiles, 2), generator=torch.Generator().manual_seed(seed))
+        )
     target = torch.rand(2, height, width, 3, generator=torch.Generator().manual_seed(seed))
     gradients = []
     for function in (propagate, dense):

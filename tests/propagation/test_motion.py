@@ -1,0 +1,176 @@
+"""Neighbourhoods that follow objects: displacements, objects that jump, leave and return."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from examples import COLOUR_OPTIONS as OPTIONS
+from examples import ColourBackbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from drift.errors import InputError
+from drift.propagation import Tracker
+from drift.propagation.motion import displacement, object_offsets, positions_of
+
+SIZE = 96, 160
+
+
+def picture(*places, colours=((250, 200, 30), (30, 200, 250))):
+    """Textured squares of 16 pixels on a dark textured ground, and their mask; None for a hidden square."""
+    random = np.random.default_rng(0)
+    frame = random.integers(0, 80, (*SIZE, 3), dtype=np.uint8)
+    mask = np.zeros(SIZE, np.uint8)
+    for object_id, (place, colour) in enumerate(zip(places, colours, strict=False), start=1):
+        if place is not None:
+            inside = tuple(slice(start, start + 16) for start in place)
+            frame[inside], mask[inside] = colour, object_id
+    return frame, mask
+
+
+def tracked(places, **options):
+    """Masks of a clip in which the objects are at `places`, and the true ones."""
+    tracker, pairs = Tracker(ColourBackbone(), **OPTIONS | options), [picture(*place) for place in places]
+    masks = [
+        tracker.step(frame, mask if t == 0 else None).mask().numpy() for t, (frame, mask) in enumerate(pairs)
+    ]
+    return masks, [mask for _, mask in pairs]
+
+
+def iou(mask, truth, object_id=1):
+    mask, truth = mask == object_id, truth == object_id
+    return (mask & truth).sum() / max((mask | truth).sum(), 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(down=st.integers(-6, 6), right=st.integers(-9, 9), seed=st.integers(0, 99))
+def test_the_displacement_of_a_texture_is_found(down, right, seed):
+    generator = torch.Generator().manual_seed(seed)
+    source, target = (F.normalize(torch.randn(24, 40, 16, generator=generator), dim=-1) for _ in range(2))
+    target[8 + down : 14 + down, 12 + right : 20 + right] = source[8:14, 12:20]
+    probability = torch.zeros(48, 80)
+    probability[16:28, 24:40] = 1
+    assert displacement(target, source, probability).tolist() == [2 * down, 2 * right]
+
+
+def test_positions_are_centres_of_mass_where_an_object_is_shown():
+    labels = torch.zeros(2, 10, 12, 3)
+    labels[:, 2:5, 6:9, 1] = 0.4  # an object that is never probable has a position nonetheless
+    labels[1, :, :, 1] *= 0.2
+    labels[1, 7, 1, 2] = 1
+    labels[..., 0] = 1 - labels.sum(-1)
+    positions = positions_of(list(labels))
+    assert positions[0, 0].tolist() == [3, 7]
+    assert positions[1, 1].tolist() == [7, 1]
+    assert positions[[0, 1], [1, 0]].isnan().all()
+
+
+def test_nothing_moves_while_objects_stay():
+    tokens = torch.randn(2, 20, 30, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(20, 30, 2)
+    labels[5:9, 5:12, 1] = 1
+    assert object_offsets(tokens, [tokens, tokens], [labels, labels], slack=2) is None
+
+
+def test_only_tiles_near_a_moved_object_look_where_it_was():
+    still, moved = (
+        F.avg_pool2d(torch.tensor(f).permute(2, 0, 1)[None] / 255, 2) - 0.5
+        for f in (picture((40, 20))[0], picture((40, 76))[0])
+    )
+    labels = torch.zeros(48, 80, 2)
+    labels[20:28, 10:18, 1] = 1
+    offsets = object_offsets(moved.permute(0, 2, 3, 1), [still.permute(0, 2, 3, 1)], [labels], slack=2)
+    assert offsets is not None
+    assert offsets[0].shape == (6, 10, 2)
+    assert offsets[0][3, 5].tolist() == [0, -28]
+    assert offsets[0][3, 1].tolist() == [0, 0]
+    assert offsets[0][0, 9].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("affinity", ["cosine", "attention"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_object_faster_than_the_radius_is_followed(affinity, layers):
+    places = [[(10 + 12 * t, 10 + 28 * t)] for t in range(5)]  # 3 and 7 tokens per frame
+    pairs = [picture(*place) for place in places]
+    found = {}
+    for follow in (False, True):
+        tracker = Tracker(ColourBackbone(layers), **OPTIONS | {"affinity": affinity, "follow": follow})
+        masks = [tracker.step(f, m if t == 0 else None).mask().numpy() for t, (f, m) in enumerate(pairs)]
+        found[follow] = [iou(mask, truth) for mask, (_, truth) in zip(masks, pairs, strict=True)]
+    assert found[False][-1] < 0.1, "the clip would not need it"
+    assert layers == 2 or min(found[True]) > 0.7
+    assert np.mean(found[True]) > np.mean(found[False]) + 0.15
+
+
+def test_each_of_two_objects_is_followed_by_itself():
+    places = [[(10, 10 + 28 * t), (70, 130 - 28 * t)] for t in range(5)]
+    masks, truth = tracked(places, follow=True)
+    for object_id in (1, 2):
+        assert min(iou(m, t, object_id) for m, t in zip(masks, truth, strict=True)) > 0.7
+
+
+@pytest.mark.parametrize("hidden", [2, 10])
+def test_an_object_that_returns_elsewhere_is_found(hidden):
+    places = [[(10, 10)], [(10, 14)], *[[None]] * hidden, *[[(70, 130)]] * 4]
+    masks, truth = tracked(places, follow=True)
+    assert not any(mask.any() for mask in masks[2:-4]), "nothing is invented while it is hidden"
+    assert min(iou(m, t) for m, t in zip(masks[-3:], truth[-3:], strict=True)) > 0.7
+    lost, _ = tracked(places)
+    assert iou(lost[-1], truth[-1]) < 0.1, "the clip would not need it"
+
+
+def test_of_two_equal_places_the_nearer_one_is_taken():
+    token = F.normalize(torch.ones(8), dim=0)
+    source, target = torch.zeros(2, 24, 40, 8)
+    source[8:14, 12:20] = target[8:14, 17:25] = target[8:14, 2:10] = token
+    probability = torch.zeros(48, 80)
+    probability[16:28, 24:40] = 1
+    assert displacement(target, source, probability).tolist() == [0, 10]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (80, 144)])
+def test_an_object_at_the_edge_and_one_that_fills_the_frame(place):
+    masks, truth = tracked([[place]] * 3, follow=True)
+    assert iou(masks[-1], truth[-1]) > 0.7
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"follow": True})
+    frame = picture()[0]
+    tracker.step(frame, np.ones(SIZE, np.uint8))
+    assert tracker.step(frame).mask().all()
+
+
+def test_an_object_smaller_than_a_token_is_followed():
+    dot = np.zeros(SIZE, np.uint8)
+    dot[41, 41] = 1
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"follow": True})
+    frame = picture()[0]
+    tracker.step(frame, dot)
+    assert tracker.step(frame).probabilities[1].max() > 0
+
+
+def test_a_removed_object_is_gone_and_the_others_stay():
+    places = [[(10, 10 + 4 * t), (70, 130 - 4 * t)] for t in range(4)]
+    pairs = [picture(*place) for place in places]
+    tracker, only = (Tracker(ColourBackbone(), **OPTIONS) for _ in range(2))
+    for t, (frame, mask) in enumerate(pairs):
+        if t == 2:
+            tracker.remove(1)
+        labels = tracker.step(frame, mask if t == 0 else None)
+        alone = only.step(frame, np.where(mask == 2, mask, 0).astype(np.uint8) if t == 0 else None)
+    assert tracker.object_ids == (2,)
+    assert set(np.unique(labels.mask())) == {0, 2}
+    assert torch.allclose(labels.probabilities, alone.probabilities, atol=1e-5)
+    tracker.step(*pairs[0])
+    assert tracker.object_ids == (2, 1), "it can be added again"
+
+
+def test_an_object_can_be_removed_that_frames_in_memory_do_not_know():
+    frames = [picture((10, 10), (70, 130))] * 4
+    tracker = Tracker(ColourBackbone(), **OPTIONS)
+    tracker.step(frames[0][0], (frames[0][1] == 1).astype(np.uint8))
+    tracker.step(*frames[1])
+    tracker.remove(2)
+    assert iou(tracker.step(frames[2][0]).mask().numpy(), frames[2][1]) > 0.7
+    with pytest.raises(InputError, match=r"object 2 is not tracked; the tracked objects are: 1"):
+        tracker.remove(2)
