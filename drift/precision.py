@@ -12,7 +12,8 @@ from drift.options import choice
 __all__ = ["PRECISIONS", "full_precision", "resolved_precision"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-"""`auto`: float16 on an accelerator, bfloat16 on an x86 CPU with bfloat16 instructions, float32 on any other CPU."""
+"""`auto`: float16 on an accelerator, bfloat16 on a CPU with matrix instructions for it (AMX), float32 on any other
+CPU: the bfloat16 instructions of AVX-512 alone make products and attention slower than in float32."""
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> torch.dtype:
@@ -37,7 +38,7 @@ def resolved_precision(precision: str, device: torch.device | str) -> torch.dtyp
     if precision == "auto":
         if torch.device(device).type != "cpu":
             return torch.float16
-        return torch.bfloat16 if _has_bfloat16() else torch.float32
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
     dtype: torch.dtype = getattr(torch, precision)
     return dtype
 
@@ -54,8 +55,3 @@ def full_precision(device_type: str) -> Iterator[None]:
         return
     with torch.autocast(device_type, enabled=False):
         yield
-
-
-def _has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
