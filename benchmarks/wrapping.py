@@ -24,7 +24,6 @@ class SharedFeatures:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._frames: Tensor | None = None
-        self._noise: Tensor | None = None  # state of the generator after the last frame
         self._features: list[Features] = []
 
     @property
@@ -55,12 +54,9 @@ class SharedFeatures:
         prompt: Tensor | None = None,
         cross: Collection[str] = (),
     ) -> list[Features]:
-        """See `Backbone`. The generator is left as if the features had been computed."""
+        """See `Backbone`."""
         assert prompt is None
         assert not cross
-        if self._noise is not None and self._frames is not None and torch.equal(frames, self._frames):
-            generator.set_state(self._noise)
-        else:
-            self._features = self._backbone.features(frames, generator)
-            self._frames, self._noise = frames, generator.get_state()
+        if self._frames is None or not torch.equal(frames, self._frames):
+            self._features, self._frames = self._backbone.features(frames, generator), frames
         return self._features

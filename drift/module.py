@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 
 from drift.adaptation.adapter_files import AdapterFolder
@@ -33,7 +32,7 @@ from drift.reporting.progress import ProgressBars
 from drift.reporting.results import ClipResult
 from drift.reporting.shown_objects import with_shown_objects
 from drift.resuming import ClipProgress, ProgressFile
-from drift.segmenting import segment_frame
+from drift.segmenting import Decoded, features_ahead, segment_frame
 from drift.stopwatch import Stopwatch
 
 __all__ = ["TrackingModule"]
@@ -150,8 +149,10 @@ class TrackingModule(L.LightningModule):
                 tracker.restore(earlier.tracker, lambda index: clip.reduced_frame(clip.frames[index]))
             for _ in range(earlier.done):
                 self._frame_done()
-            for index, frame, given in prefetched(_decoded(clip, decoding, earlier.done)):
-                segmented, _ = segment_frame(tracker, clip, index, frame, given)
+            decoded = prefetched(_decoded(clip, decoding, earlier.done))
+            read = prefetched(features_ahead(tracker, clip, decoded), depth=1)
+            for index, frame, given, features in read:
+                segmented, _ = segment_frame(tracker, clip, index, frame, given, features)
                 segmented = backward.merged_with(segmented)
                 written.add(segmented)
                 if index == max(len(clip) // 2, clip.start + 1) and self._shows_attention(clip):
@@ -192,9 +193,7 @@ class TrackingModule(L.LightningModule):
         return tracker
 
 
-def _decoded(
-    clip: Clip, stopwatch: Stopwatch, first: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+def _decoded(clip: Clip, stopwatch: Stopwatch, first: int) -> Iterator[Decoded]:
     """Index, frame and given mask of every frame from `first` on, decoded on demand."""
     frames = iter(clip.frames[first:])
     for index in range(first, len(clip)):

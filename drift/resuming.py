@@ -168,11 +168,10 @@ def _packed(progress: ClipProgress) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = progress.tracker
     if state is None:
         return {"nothing": torch.zeros(1)}, fields
-    tensors = {"noise": state.noise}
+    tensors: dict[str, Tensor] = {"objects": torch.tensor(state.object_ids)}
     for place, frame in enumerate(state.remembered):
         for kind, several in (("labels", frame.labels), ("points", frame.points)):
             tensors |= {f"{place:05d}.{kind}.{n}": one for n, one in enumerate(several)}
-        tensors[f"{place:05d}.noise"] = frame.noise
     fields["tracker"] = {
         "next_index": state.next_index,
         "object_ids": state.object_ids,
@@ -205,7 +204,6 @@ def _tracker_state(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
             keys=(),
             labels=tuple(tensors[f"{place:05d}.labels.{n}"] for n in range(layers)),
             points=tuple(tensors[f"{place:05d}.points.{n}"] for n in range(layers)),
-            noise=tensors[f"{place:05d}.noise"],
         )
         for place, (index, given, layers) in enumerate(fields["remembered"])
     ]
@@ -214,6 +212,5 @@ def _tracker_state(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         tuple(fields["object_ids"]),
         tuple(fields["point_names"]),
         None if fields["frame_size"] is None else tuple(fields["frame_size"]),
-        tensors["noise"],
         remembered,
     )

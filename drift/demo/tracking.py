@@ -176,10 +176,9 @@ class TrackedClip:
     def _save_labels(self, index: int, state: TrackerState) -> None:
         frame = next((frame for frame in state.remembered if frame.index == index), None)
         tensors = {f"labels.{n}": one for n, one in enumerate(frame.labels if frame else ())}
-        tensors |= {"noise": frame.noise if frame else state.noise.clone(), "noise after": state.noise}
         fields = {
             "given": frame is not None and frame.given,
-            "layers": len(tensors) - 2,
+            "layers": len(tensors),
             "object_ids": state.object_ids,
             "remembered": [other.index for other in state.remembered],
         }
@@ -188,13 +187,11 @@ class TrackedClip:
     def _state_after(self, index: int, size: tuple[int, ...]) -> TrackerState:
         with safe_open(self._labels_path(index), framework="pt") as file:
             fields = json.loads(file.metadata()["fields"])
-            noise = file.get_tensor("noise after")
         return TrackerState(
             next_index=index + 1,
             object_ids=tuple(fields["object_ids"]),
             point_names=(),
             frame_size=(size[0], size[1]),
-            noise=noise,
             remembered=[self._remembered(i) for i in fields["remembered"]],
         )
 
@@ -202,9 +199,8 @@ class TrackedClip:
         with safe_open(self._labels_path(index), framework="pt") as file:
             fields = json.loads(file.metadata()["fields"])
             labels = tuple(file.get_tensor(f"labels.{n}") for n in range(fields["layers"]))
-            noise = file.get_tensor("noise")
         no_points = tuple(one.new_zeros(*one.shape[:2], 0) for one in labels)
-        return RememberedFrame(index, fields["given"], (), labels, no_points, noise)
+        return RememberedFrame(index, fields["given"], (), labels, no_points)
 
     def _mask_path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"

@@ -27,7 +27,6 @@ class RememberedFrame:
         keys: keys of each layer, `(heads, height, width, dim)`.
         labels: labels on the grid of each layer, `(height, width, channels)`, background first.
         points: heat of the points on the grid of each layer, `(height, width, points)`.
-        noise: state of the generator before the features were computed, from which they can be computed again.
     """
 
     index: int
@@ -35,7 +34,6 @@ class RememberedFrame:
     keys: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
     points: tuple[Tensor, ...]
-    noise: Tensor
 
     @property
     def known(self) -> tuple[int, int]:

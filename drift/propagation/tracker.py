@@ -37,7 +37,7 @@ from drift.propagation.refiner import Refiner
 from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
 
-__all__ = ["Tracker", "TrackerState"]
+__all__ = ["FrameFeatures", "Tracker", "TrackerState"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class TrackerState:
         next_index: index of the next frame.
         object_ids, point_names: objects and points known so far.
         frame_size: height and width of the clip's frames in pixels.
-        noise: state of the noise generator.
         remembered: the memory, without keys.
     """
 
@@ -56,8 +55,20 @@ class TrackerState:
     object_ids: tuple[int, ...]
     point_names: tuple[str, ...]
     frame_size: tuple[int, int] | None
-    noise: Tensor
     remembered: Sequence[RememberedFrame]
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """Features of a frame, as `Tracker.features` computes them.
+
+    Attributes:
+        layers: features of the backbone's layers, then of the slots' layers that are not among them.
+        slots: the slots that are used at this frame, or None.
+    """
+
+    layers: Sequence[Features]
+    slots: SlotKeys | None
 
 
 class Tracker:
@@ -73,7 +84,7 @@ class Tracker:
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
         adapter: prompts and head weights learned for the clip; None for the backbone's prompt and equal weights.
         refiner: refines every predicted mask; None to leave masks as propagated.
-        seed: seed of the noise that the backbone adds.
+        seed: seed of the noise that the backbone adds; the noise of a frame depends on the seed and its index only.
         stopwatch: measures the stages `features`, `kernel` and `refine`.
 
     Attributes:
@@ -126,7 +137,7 @@ class Tracker:
         self.object_ids: tuple[int, ...] = ()
         self.point_names: tuple[str, ...] = ()
         self.stopwatch = stopwatch or Stopwatch()
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
         self._frame_size: tuple[int, int] | None = None
         self._next_index = 0
         self._compared: list[Comparison] = []
@@ -138,6 +149,7 @@ class Tracker:
         frame: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
         mask: UInt8[np.ndarray, "height width"] | UInt8[Tensor, "height width"] | None = None,
         points: Sequence[Keypoint] = (),
+        features: FrameFeatures | None = None,
     ) -> SoftLabels:
         """Segments the next frame.
 
@@ -147,6 +159,7 @@ class Tracker:
                 or corrects known ones; objects that it does not contain are propagated.
             points: points to follow from this frame on, beside or instead of objects. A point with a known name is
                 moved to the given position.
+            features: the frame's features, where they were computed before; see `features`.
 
         Raises:
             InputError: neither a mask nor a point has been given, the first mask is empty, a point lies outside the
@@ -156,15 +169,15 @@ class Tracker:
         self._check(tuple(frame.shape), given, points)
         if given is not None and not given.any():
             given = None  # on a later frame: it adds no object
-        noise = self._generator.get_state()
-        slots = self.adapter.slots_at(self._next_index) if self.object_ids else None
-        features, compared = self._features(torch.as_tensor(frame), slots)
+        features = features or self.features(frame, self._next_index)
+        with self.stopwatch.stage("kernel"):
+            compared = self._comparisons(features)
         self._compared, self._attended = compared, self.memory.frames()
         grid = finest(one.grid for one in compared)
         with self.stopwatch.stage("kernel"):
             labels, heat = self._propagate(compared) if len(self.memory) else (None, None)
             if labels is not None and self.object_ids:
-                labels = self._weighted(labels, features, slots)
+                labels = self._weighted(labels, features)
             labels = self._with_given(labels, given, grid)
             heat = self._with_points(heat, points, grid)
         soft = replace(
@@ -172,8 +185,37 @@ class Tracker:
         )
         with self.stopwatch.stage("kernel"):
             keys = [one.keys for one in compared]
-            self._remember(keys, soft.probabilities, heat, noise, given=given is not None or bool(points))
+            self._remember(keys, soft.probabilities, heat, given=given is not None or bool(points))
         return soft
+
+    @torch.inference_mode()
+    def features(
+        self,
+        frame: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
+        index: int,
+        *,
+        slots: bool = True,
+    ) -> FrameFeatures:
+        """Features of a frame under the clip's prompt, with the queries of the slots' layers.
+
+        They depend on neither masks nor the tracker's state, so that another thread can compute them ahead of `step`.
+
+        Args:
+            frame: RGB.
+            index: index of the frame in the clip.
+            slots: whether the slots' layers are needed.
+        """
+        slot_keys = self.adapter.slots_at(index) if slots else None
+        seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
+        with self.stopwatch.stage("features"):
+            images = torch.as_tensor(frame).permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
+            features = self.backbone.features(
+                pad_to_stride(images, self.backbone.stride),
+                torch.Generator().manual_seed(seed),
+                prompt=self.adapter.prompt_at(index),
+                cross=slot_keys.keys.keys() if slot_keys else (),
+            )
+        return FrameFeatures(features, slot_keys)
 
     def skip(self, frames: int) -> None:
         """Skips frames before the first given mask, so that frame indices stay those of the clip."""
@@ -199,7 +241,6 @@ class Tracker:
             self.object_ids,
             self.point_names,
             self._frame_size,
-            self._generator.get_state(),
             remembered,
         )
 
@@ -216,9 +257,8 @@ class Tracker:
         self._frame_size = state.frame_size
         self.object_ids, self.point_names = state.object_ids, state.point_names
         for remembered in state.remembered:
-            self._next_index = remembered.index
-            self._generator.set_state(remembered.noise)
-            _, compared = self._features(torch.as_tensor(frame_at(remembered.index)), None)
+            features = self.features(frame_at(remembered.index), remembered.index, slots=False)
+            compared = self._comparisons(features)
             device = self.backbone.device
             self.memory.add(
                 replace(
@@ -229,7 +269,6 @@ class Tracker:
                 )
             )
         self._next_index = state.next_index
-        self._generator.set_state(state.noise)
 
     @torch.inference_mode()
     def attention(
@@ -285,31 +324,21 @@ class Tracker:
             raise InputError("the first mask holds no object: its ids are all 0, or 255, which is void")
         self._frame_size = (size[0], size[1])
 
-    def _features(self, frame: Tensor, slots: SlotKeys | None) -> tuple[list[Features], list[Comparison]]:
-        """Features of a frame under the clip's prompt, with the queries of the slots' layers, and what is compared."""
-        images = frame.permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
-        with self.stopwatch.stage("features"):
-            features = self.backbone.features(
-                pad_to_stride(images, self.backbone.stride),
-                self._generator,
-                prompt=self.adapter.prompt_at(self._next_index),
-                cross=slots.keys.keys() if slots else (),
-            )
-        with self.stopwatch.stage("kernel"):
-            compared = compare(features[: len(self.backbone.layers)], self.options, self.adapter.head_weights)
-        return features, compared
+    def _comparisons(self, features: FrameFeatures) -> list[Comparison]:
+        layers = features.layers[: len(self.backbone.layers)]
+        return compare(layers, self.options, self.adapter.head_weights)
 
-    def _weighted(self, labels: Tensor, features: Sequence[Features], slots: SlotKeys | None) -> Tensor:
-        """Propagated labels weighted by `background_weight` and by the probabilities of `slots`, if there are any."""
+    def _weighted(self, labels: Tensor, features: FrameFeatures) -> Tensor:
+        """Propagated labels weighted by `background_weight` and by the probabilities of the slots, if there are any."""
         if self.background_weight != 1:
             weights = labels.new_ones(len(labels), 1, 1)
             weights[0] = self.background_weight
             labels = reweighted(labels, weights)
-        if slots is None:
+        if features.slots is None:
             return labels
-        queries = {f.layer: f.prompt_queries for f in features if f.prompt_queries is not None}
+        queries = {f.layer: f.prompt_queries for f in features.layers if f.prompt_queries is not None}
         grid = (labels.shape[-2], labels.shape[-1])
-        probabilities = slot_probabilities(queries, slots, self.object_ids, grid)
+        probabilities = slot_probabilities(queries, features.slots, self.object_ids, grid)
         return weighted_by_slots(labels, probabilities, self.adapter.slot_weight)
 
     def _propagate(
@@ -378,9 +407,7 @@ class Tracker:
             labels, labels_of_mask(given.to(labels.device), ids, self._frame_stride(grid)), channels
         )
 
-    def _remember(
-        self, keys: Sequence[Tensor], labels: Tensor, heat: Tensor, noise: Tensor, *, given: bool
-    ) -> None:
+    def _remember(self, keys: Sequence[Tensor], labels: Tensor, heat: Tensor, *, given: bool) -> None:
         if self.memory_labels == "hard":
             labels = hardened(labels)
         both = torch.cat([labels, heat])
@@ -393,7 +420,6 @@ class Tracker:
                 keys=tuple(k.contiguous() for k in keys),
                 labels=tuple(one[..., :channels].contiguous() for one in on_grids),
                 points=tuple(one[..., channels:].contiguous() for one in on_grids),
-                noise=noise,
             )
         )
         self._next_index += 1

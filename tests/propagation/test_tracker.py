@@ -279,8 +279,8 @@ def test_memory_rejects_a_negative_length():
 
 
 def test_memory_frames_abstain_for_objects_that_they_do_not_know():
-    early = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),), torch.zeros(1))
-    late = RememberedFrame(5, True, (), (torch.ones(2, 2, 4),), (torch.ones(2, 2, 1),), torch.zeros(1))
+    early = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),))
+    late = RememberedFrame(5, True, (), (torch.ones(2, 2, 4),), (torch.ones(2, 2, 1),))
     memory = Memory(2)
     memory.add(early)
     memory.add(late)
