@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,11 +90,12 @@ class TrackingModule(L.LightningModule):
         kept = self.output.progress.of(clip)
         earlier = kept.earlier()
         if earlier.done < len(clip):
-            earlier = self._adapted_and_tracked(clip, kept, earlier)
+            earlier, absences = self._adapted_and_tracked(clip, kept, earlier)
         else:
             with ClipOutput(clip, self.output, self.score, kept, earlier) as written:
                 pass
             written.finish(earlier)
+            absences = written.absences
         return ClipResult(
             name=clip.name,
             frames=len(clip),
@@ -109,12 +110,15 @@ class TrackingModule(L.LightningModule):
             frame_scores=self.score.frame_scores(clip.name),
             peak_memory=earlier.peak_memory,
             refinements=earlier.refinements,
+            absences=absences,
             warning=earlier.warning,
             defect=clip.defect,
         )
 
-    def _adapted_and_tracked(self, clip: Clip, kept: ProgressFile, earlier: ClipProgress) -> ClipProgress:
-        """Processes the remaining frames of a clip; the figures are those of the whole clip."""
+    def _adapted_and_tracked(
+        self, clip: Clip, kept: ProgressFile, earlier: ClipProgress
+    ) -> tuple[ClipProgress, Mapping[int, Sequence[tuple[int, int]]]]:
+        """Processes the remaining frames of a clip; the figures, and the absences of objects, are of the whole clip."""
         if not earlier.done:
             self.output.forget_pictures(clip)
         watch_peak_memory(self.backbone.device)
@@ -167,7 +171,7 @@ class TrackingModule(L.LightningModule):
                 self._frame_done()
         done = so_far()
         written.finish(done)
-        return done
+        return done, written.absences
 
     def _shows_attention(self, clip: Clip) -> bool:
         return self.output.attention_shown and self.output.pictures(clip)

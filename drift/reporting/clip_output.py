@@ -41,6 +41,7 @@ class ClipOutput:
         progress_file: progress file of the clip, for resuming.
         earlier: progress of the run that is resumed. Its masks and points are read back, not computed again.
         stopwatch: times the stages `write` and `score` in the background thread.
+        absences: by object, the first and last frame of each span without any of its pixels; see `ClipResult`.
     """
 
     clip: Clip
@@ -49,6 +50,7 @@ class ClipOutput:
     progress_file: ProgressFile
     earlier: ClipProgress = field(default_factory=ClipProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    absences: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def __enter__(self) -> ClipOutput:
         formats, done = self.folder.formats, self.earlier.done
@@ -110,6 +112,12 @@ class ClipOutput:
         self._score(segmented)
 
     def _score(self, segmented: SegmentedFrame) -> None:
+        missing = set(segmented.objects).difference(np.unique(segmented.mask).tolist())
+        for object_id in sorted(missing):
+            spans = self.absences.setdefault(object_id, [])
+            continues = bool(spans) and spans[-1][1] == segmented.index - 1
+            first = spans.pop()[0] if continues else segmented.index
+            spans.append((first, segmented.index))
         with self.stopwatch.stage("score"):
             truth = self.clip.true_mask(segmented.index, segmented.mask.shape)
             if truth is not None:

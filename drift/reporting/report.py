@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from drift.errors import InputError
 from drift.reporting.page import Cell, score_cell, write_page
+from drift.reporting.results import absence_lines
 from drift.reporting.run_files import RunFiles, read_run
 from drift.reporting.sampled_frames import ERROR_COLOURS
 
@@ -80,12 +81,12 @@ def _class_name(node: Mapping[str, Any] | None) -> str:
 
 
 def _warnings(results: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name}: {clip[kind]}"
-        for name, clip in results["sequences"].items()
-        for kind in ("warning", "defect")
-        if clip.get(kind)
-    ]
+    lines = []
+    for name, clip in results["sequences"].items():
+        lines += [f"{name}: {clip[kind]}" for kind in ("warning", "defect") if clip.get(kind)]
+        absences = absence_lines(clip.get("absences", {}))
+        lines += [f"{name}: {subject} has no pixels {frames}" for subject, frames in absences.items()]
+    return lines
 
 
 def _tiles(results: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from drift.formats.writer import atomic_path
 from drift.metrics.davis import DavisScores, FrameScore, SequenceScore
 
-__all__ = ["ClipResult", "results_table", "scores_of", "versions", "write_results"]
+__all__ = ["ClipResult", "absence_lines", "results_table", "scores_of", "versions", "write_results"]
 
 STAGES = ("decode", "features", "kernel", "refine", "attention", "write", "score")
 """Stages that are timed. `decode`, `write` and `score` run in threads, so the sum may exceed the wall time."""
@@ -48,6 +48,7 @@ class ClipResult:
         peak_memory: in bytes; on a GPU the peak allocation during this clip, on a CPU that of the process so far.
         warning: why adaptation was abandoned, or None.
         refinements: outcome counts of the mask refinement; empty without refinement.
+        absences: by object id, the first and the last index of each span of frames in which its mask is empty.
         defect: why the clip ends before the end of its source, or None.
     """
 
@@ -65,12 +66,21 @@ class ClipResult:
     peak_memory: int = 0
     warning: str | None = None
     refinements: Mapping[str, int] = field(default_factory=dict)
+    absences: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     defect: str | None = None
 
     @property
     def seconds_per_frame(self) -> float:
         """Wall time per frame, without attention figures and adaptation."""
         return self.seconds / self.frames
+
+
+def absence_lines(absences: Mapping[Any, Sequence[Sequence[int]]]) -> dict[str, str]:
+    """Spans of frames in words, by object; see `ClipResult.absences`."""
+    return {
+        f"object {object_id}": "in frames " + ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans)
+        for object_id, spans in absences.items()
+    }
 
 
 def versions() -> dict[str, str]:
@@ -141,6 +151,7 @@ def _summary(
         optional = {
             "adaptation": dict(clip.adaptation),
             "refinements": dict(clip.refinements),
+            "absences": {str(object_id): spans for object_id, spans in clip.absences.items()},
             "warning": clip.warning,
             "defect": clip.defect,
         }

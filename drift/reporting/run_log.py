@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drift.metrics.davis import DavisScores, SequenceScore, scored_frames
-from drift.reporting.results import ClipResult, results_table, scores_of
+from drift.reporting.results import ClipResult, absence_lines, results_table, scores_of
 
 __all__ = ["RunLog"]
 
@@ -80,6 +80,7 @@ class RunLog:
         stages = {stage: f"{seconds / result.frames:.3f}" for stage, seconds in result.stages.items()}
         figures = {name: f"{value:.3g}" for name, value in result.adaptation.items()}
         sections = [("seconds a frame", stages), ("refinement", result.refinements), ("adaptation", figures)]
+        sections.append(("absent", absence_lines(result.absences)))
         return "".join(
             f"\n  {title}: " + ", ".join(f"{name} {value}" for name, value in values.items())
             for title, values in sections
@@ -97,6 +98,7 @@ class RunLog:
             "seconds_by_stage": dict(result.stages),
             "refinements": dict(result.refinements),
             "adaptation": dict(result.adaptation),
+            "absences": {str(object_id): spans for object_id, spans in result.absences.items()},
             "warning": result.warning,
             "defect": result.defect,
         }
