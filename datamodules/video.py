@@ -79,12 +79,13 @@ class Video(ClipDataModule):
 
         Raises:
             InputError: the video, a mask or the keypoint file cannot be used.
-            OptionError: a box or a point is outside the frame.
+            OptionError: a box or a point is outside the frame, or `frame` is not in the clip.
         """
         given = MaskFiles(self._masks, binary=None)
         keypoints = read_keypoints(self._keypoints) if self._keypoints else {}
         source = open_frames(self.path, frames_per_second=self.frames_per_second)
         prompts = {self.frame: self._numbered_prompts(given)} if self._prompts else {}
+        self._check_frames(prompts, keypoints, len(source.frames))
         clip = source.clip(
             name,
             given=given,
@@ -97,6 +98,16 @@ class Video(ClipDataModule):
             clip.given_mask(index, source.size)
         _check_coordinates(prompts, keypoints, source.size)
         return clip
+
+    def _check_frames(self, prompts: Mapping[int, Any], keypoints: Mapping[int, Any], frames: int) -> None:
+        if prompts and self.frame >= frames:
+            raise OptionError("frame", self.frame, f"0 to {frames - 1}, the frames of {self.path.name}")
+        for frame, points in keypoints.items():
+            if not 0 <= frame < frames:
+                raise InputError(
+                    f"{self._keypoints}: point {points[0].name} is on frame {frame}, but {self.path.name} has frames "
+                    f"0 to {frames - 1}"
+                )
 
     def _numbered_prompts(self, given: MaskFiles) -> list[ObjectPrompt]:
         """Prompts whose object ids follow those of the given masks."""

@@ -16,12 +16,14 @@ from typing_extensions import TypedDict
 from drift.configuration.types import (
     Box,
     Count,
+    Few,
     LayerWeights,
     NonNegative,
     Pixel,
     Positive,
     Seed,
     Share,
+    Side,
     Text,
     Unique,
     Whole,
@@ -44,7 +46,7 @@ Layers = Annotated[
     Sequence[Text], Field(min_length=1), Unique, in_words("a list of layers, [a,b], each once")
 ]
 Root = Annotated[Text, in_words("the folder of the data set: data.root=FOLDER")]
-MaxSide = Annotated[int, Field(ge=16)] | None
+MaxSide = Side | None
 
 
 @with_config(_strict)
@@ -194,7 +196,7 @@ class NoOptions(TypedDict, total=False):
 class Gaussian(TypedDict, total=False):
     """`noise=gaussian`."""
 
-    ensemble: Count
+    ensemble: Annotated[int, Field(ge=1, le=1000)]
 
 
 @with_config(_strict)
@@ -295,7 +297,7 @@ class Learning(Fit, total=False):
     """How head weights are learned."""
 
     caution: NonNegative
-    views: Whole
+    views: Few
 
 
 @with_config(_strict)
@@ -309,8 +311,8 @@ class Learned(Learning, total=False):
 class TextualInversion(Fit, total=False):
     """`adaptation/textual_inversion=learned`."""
 
-    tokens: Count
-    views: Whole
+    tokens: Annotated[int, Field(ge=1, le=1000)]
+    views: Few
     cross_layers: Layers | None
     self_layer: Text | None
     self_weight: NonNegative
@@ -335,7 +337,7 @@ class Gates(TypedDict, total=False):
 class GrabCut(Gates, total=False):
     """`refinement=grabcut`."""
 
-    side: Annotated[int, Field(ge=16)]
+    side: Side
     iterations: Count
 
 
@@ -346,8 +348,8 @@ class Prompted(Gates, total=False):
     precision: Precision
     box: bool
     margin: NonNegative
-    positive_points: Whole
-    negative_points: Whole
+    positive_points: Few
+    negative_points: Few
     mask: bool
     mask_limit: NonNegative
     score_weight: Share
@@ -413,7 +415,7 @@ class CsvLogger(TypedDict, total=False):
 
     save_dir: Annotated[Text, in_words("a folder")]
     name: str | None
-    version: str | int | None
+    version: str | Whole | None
 
 
 GROUPS: dict[str, dict[str, Any]] = {
