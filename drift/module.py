@@ -110,7 +110,7 @@ class TrackingModule(L.LightningModule):
             frame_scores=self.score.frame_scores(clip.name),
             peak_memory=earlier.peak_memory,
             refinements=earlier.refinements,
-            warning=earlier.warning,
+            warning="; ".join(filter(None, (clip.warning(), earlier.warning))) or None,
             defect=clip.defect,
         )
 
