@@ -203,8 +203,8 @@ def _parsed_keypoints(path: Path, rows: csv.DictReader) -> dict[int, list[Keypoi
         try:
             frame, x, y = int(row.get("frame") or 0), float(row["x"]), float(row["y"])
         except (TypeError, ValueError):
-            values = ",".join(map(str, row.values()))
-            raise InputError(f"{path}, line {rows.line_num}: not a point: {values}") from None
+            values = " ".join(",".join(map(str, row.values())).split())
+            raise InputError(f"{path}, line {rows.line_num}: not a point: {values[:80]}") from None
         points.setdefault(frame, []).append(Keypoint(row.get("point") or str(number), x, y))
     return points
 

@@ -303,6 +303,7 @@ def _quieten_lightning() -> None:
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged files, which are refused
     warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
 
 
