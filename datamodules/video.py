@@ -94,9 +94,12 @@ class Video(ClipDataModule):
             max_side=self.max_side,
             direction=self.direction,
         )
-        for index in given:
-            clip.given_mask(index, source.size)
-        _check_coordinates(prompts, keypoints, source.size)
+        masks = [clip.given_mask(index, source.size) for index in given]
+        if masks and not prompts and not any(mask is not None and mask.any() for mask in masks):
+            files = ", ".join(map(str, given.paths.values()))
+            raise InputError(f"{files}: contains no object; every pixel is 0, or 255, which is void")
+        _check_boxes_and_clicks(prompts, source.size)
+        self._check_keypoints(keypoints, source.size)
         return clip
 
     def _check_frames(self, prompts: Mapping[int, Any], keypoints: Mapping[int, Any], frames: int) -> None:
@@ -107,6 +110,15 @@ class Video(ClipDataModule):
                 raise InputError(
                     f"{self._keypoints}: point {points[0].name} is on frame {frame}, but {self.path.name} has frames "
                     f"0 to {frames - 1}"
+                )
+
+    def _check_keypoints(self, keypoints: Mapping[int, Sequence[Keypoint]], size: tuple[int, int]) -> None:
+        height, width = size
+        for point in (point for on_frame in keypoints.values() for point in on_frame):
+            if not (0 <= point.x < width and 0 <= point.y < height):
+                raise InputError(
+                    f"{self._keypoints}: point {point.name} at [{point.x:g},{point.y:g}] is outside the frame of "
+                    f"{width} x {height} pixels"
                 )
 
     def _numbered_prompts(self, given: MaskFiles) -> list[ObjectPrompt]:
@@ -209,11 +221,7 @@ def _parsed_keypoints(path: Path, rows: csv.DictReader) -> dict[int, list[Keypoi
     return points
 
 
-def _check_coordinates(
-    prompts: Mapping[int, Sequence[ObjectPrompt]],
-    keypoints: Mapping[int, Sequence[Keypoint]],
-    size: tuple[int, int],
-) -> None:
+def _check_boxes_and_clicks(prompts: Mapping[int, Sequence[ObjectPrompt]], size: tuple[int, int]) -> None:
     height, width = size
     allowed = f"inside the frame of {width} x {height} pixels"
     for prompt in (prompt for on_frame in prompts.values() for prompt in on_frame):
@@ -224,6 +232,3 @@ def _check_coordinates(
         for x, y in prompt.points:
             if not (0 <= x < width and 0 <= y < height):
                 raise OptionError("points", f"[{x:g},{y:g}]", allowed)
-    for point in (point for on_frame in keypoints.values() for point in on_frame):
-        if not (0 <= point.x < width and 0 <= point.y < height):
-            raise OptionError("keypoints", f"{point.name} at [{point.x:g},{point.y:g}]", allowed)

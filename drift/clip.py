@@ -181,9 +181,10 @@ class Clip:
             share = np.prod(reduced_size(mask.shape, self.max_side)) / mask.size
             for object_id in sorted(set(pixels) - known):
                 if pixels[object_id] * share < _TOKEN:
-                    small[object_id] = (
-                        f"object {object_id}: {pixels[object_id]} pixels on frame {self.frame_names[index]}"
-                    )
+                    where = f"on frame {self.frame_names[index]}"
+                    if share < 1:
+                        where += f", {round(pixels[object_id] * share)} with data.max_side={self.max_side}"
+                    small[object_id] = f"object {object_id}: {pixels[object_id]} pixels {where}"
             known |= set(pixels)
         if not small:
             return None

@@ -69,6 +69,8 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     Raises:
         DriftError: an option of the group is not allowed; the message names it with its group.
     """
+    if config.get(key) is None:
+        raise DriftError(f"{key}: has no choice; give one, as {key}=NAME")
     with options_of(key):
         try:
             return instantiate(config[key], **arguments)

@@ -155,7 +155,7 @@ class Folder(TypedDict, total=False):
     root: Root
     sequences: Names | None
     max_side: MaxSide
-    frames_per_second: Positive
+    frames_per_second: Annotated[float, Field(ge=0.01, le=1000)]
 
 
 @with_config(_strict)
@@ -183,7 +183,7 @@ class Video(TypedDict, total=False):
     keypoints: Text | None
     frame: Whole
     direction: Literal["forward", "backward", "both"]
-    frames_per_second: Positive
+    frames_per_second: Annotated[float, Field(ge=0.01, le=1000)]
     max_side: MaxSide
 
 
@@ -212,7 +212,7 @@ class Propagation(TypedDict, total=False):
 
     affinity: Literal["attention", "cosine"]
     heads: Literal["separate", "joint", "fused"]
-    temperature: Positive
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)]
     top_k: Count | None
     radius: Whole | None
     memory_frames: Whole
@@ -311,7 +311,7 @@ class Learned(Learning, total=False):
 class TextualInversion(Fit, total=False):
     """`adaptation/textual_inversion=learned`."""
 
-    tokens: Annotated[int, Field(ge=1, le=1000)]
+    tokens: Annotated[int, Field(ge=1, le=77)]  # of the prompt
     views: Few
     cross_layers: Layers | None
     self_layer: Text | None
@@ -380,7 +380,7 @@ class Trainer(TypedDict, total=False):
 
     accelerator: Text
     devices: Annotated[
-        Annotated[int, Field(ge=1)] | Literal[-1] | Text | Sequence[Whole],
+        Annotated[int, Field(ge=1)] | Literal[-1] | Text | Annotated[Sequence[Whole], Field(min_length=1)],
         in_words("a whole number, 1 or more; -1 or auto for all; or a list of device numbers"),
     ]
     strategy: Text

@@ -29,6 +29,9 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
+        _, _, value = str(error.override).partition("=")
+        if value.count("{") > value.count("}") or value.count("[") > value.count("]"):
+            return f'{error.override}: incomplete; put all of it in quotes, as "data.masks={{0: a.png, 5: b.png}}"'
         return (
             f"{error.override}: cannot be read as key=value ({first_line(error)}); names with other characters than "
             """letters, digits and _ - . / need quotes, as in "data.sequences=['clip (1)',other]\""""
@@ -37,6 +40,9 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
         unknown = re.search(r"Could not override '([^'@]+)", str(error))
         if unknown:
             return _explain_unknown(unknown.group(1), config_dir, config_name)
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
+        key, value = ambiguous.groups()
+        return f"{key}={value}: a list is written {key}=[{value}]; the values of a sweep need -m"
     if "'${output.dir}'" in str(error):  # hydra.run.dir, which is never null
         return "output.dir=null: allowed is a folder"
     if "node `output`" in str(error):
@@ -64,7 +70,10 @@ def blamed(group: str, options: Mapping[str, Any], message: str) -> str:
 
 def _explain_choice(chosen: str, options: Sequence[str], config_dir: Path) -> str:
     """For a choice that does not exist, as `data/coco` or `experiment/grid/head`: the choices of its group."""
-    group, _, name = chosen.partition("/")
+    group, slash, name = chosen.partition("/")
+    if not slash:
+        names = ", ".join(sorted(path.stem for path in config_dir.glob("*.yaml")))
+        return f"--config-name {chosen}: allowed is {names}"
     if (config_dir / chosen).parent.is_dir() and group not in (
         "hydra",
         "experiment",
@@ -136,7 +145,7 @@ def _hint(key: str, keys: Sequence[str], config: DictConfig) -> str:
 def _places(name: str, node: DictConfig, above: str = "") -> list[str]:
     """Keys of a configuration that end with `name`."""
     found = []
-    for key in node:
+    for key in map(str, node):
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             found += _places(name, child, f"{above}{key}.")

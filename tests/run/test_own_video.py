@@ -123,7 +123,8 @@ def test_a_nearly_empty_object_is_warned_of_with_its_frame_and_pixels(command, t
 @pytest.mark.parametrize(("max_side", "few"), [(None, False), (96, False), (24, True)])
 def test_pixels_of_an_object_are_counted_as_the_model_sees_them(max_side, few):
     clip = replace(CLIP, max_side=max_side)
-    assert ("object 1: 256 pixels on frame 00000" in (clip.warning() or "")) is few
+    said = f"object 1: 256 pixels on frame 00000, 16 with data.max_side={max_side}"
+    assert (said in (clip.warning() or "")) is few
     later = {0: CLIP.truth[0], 3: np.pad([[1]], ((0, 63), (0, 95))).astype(np.uint8)}
     assert replace(CLIP, given=later).warning() is None, "only where an object is first given"
 
