@@ -30,7 +30,17 @@ from drift.configuration.types import (
     in_words,
 )
 
-__all__ = ["GROUPS", "Adaptation", "Configuration", "Fit", "Learning", "Output", "TextualInversion"]
+__all__ = [
+    "GROUPS",
+    "Adaptation",
+    "Configuration",
+    "Fit",
+    "Gaussian",
+    "Learning",
+    "Output",
+    "Prompted",
+    "TextualInversion",
+]
 
 _strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _open = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
