@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -20,6 +20,7 @@ __all__ = [
     "ClipDataModule",
     "FolderOfSplits",
     "clip_of_files",
+    "folder_names",
     "folders_in",
     "frames_in",
     "masks_from_first",
@@ -206,6 +207,24 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise InputError(f"{path}: the list of sequences is empty")
     return lines
+
+
+def folder_names(path: Path, names: Iterable[str]) -> list[str]:
+    """The names of sequences in a list, each of which is that of one folder below those of the data set.
+
+    Args:
+        path: the list, for error messages.
+        names: the names.
+
+    Raises:
+        InputError: a name is a path, which could lead out of the data set and out of `output.dir`.
+    """
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise InputError(
+                f"{path}: sequence {name!r} is not the name of a folder; list names without a path"
+            )
+    return list(names)
 
 
 def folders_in(folder: Path) -> list[str]:

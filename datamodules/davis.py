@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.base import ClipDataModule, clip_of_files, frames_in, read_lines
+from datamodules.base import ClipDataModule, clip_of_files, folder_names, frames_in, read_lines
 from drift.clip import Clip
 from drift.download import Archive
 from drift.errors import InputError
@@ -48,7 +48,8 @@ class Davis2017(ClipDataModule):
 
     def split(self) -> list[str]:
         """Names listed in `ImageSets/2017/SPLIT.txt`."""
-        return read_lines(self.root / "ImageSets" / "2017" / f"{self.split_name}.txt")
+        path = self.root / "ImageSets" / "2017" / f"{self.split_name}.txt"
+        return folder_names(path, read_lines(path))
 
     def is_downloaded(self, root: Path) -> bool:
         """Whether `root` contains the split at this resolution."""
@@ -108,4 +109,4 @@ class Davis2016(Davis2017):
         names = dict.fromkeys(Path(line.split()[0]).parent.name for line in read_lines(path))
         if "" in names:
             raise InputError(f"{path}: not a DAVIS-2016 list; each line must be FRAME_PATH MASK_PATH")
-        return list(names)
+        return folder_names(path, names)

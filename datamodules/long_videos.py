@@ -8,6 +8,7 @@ from pathlib import Path
 from datamodules.base import (
     ClipDataModule,
     clip_of_files,
+    folder_names,
     folders_in,
     frames_in,
     masks_from_first,
@@ -49,7 +50,7 @@ class LongVideos(ClipDataModule):
         path = self.root / (self._list or "videos.txt")
         if self._list is None and not path.is_file():
             return folders_in(self.root / "Annotations")
-        return read_lines(path)
+        return folder_names(path, read_lines(path))
 
     def clip(self, name: str) -> Clip:
         """The clip of a video.

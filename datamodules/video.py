@@ -79,12 +79,13 @@ class Video(ClipDataModule):
 
         Raises:
             InputError: the video, a mask or the keypoint file cannot be used.
-            OptionError: a box or a point is outside the frame.
+            OptionError: a box or a point is outside the frame, or `frame` is not in the clip.
         """
         given = MaskFiles(self._masks, binary=None)
         keypoints = read_keypoints(self._keypoints) if self._keypoints else {}
         source = open_frames(self.path, frames_per_second=self.frames_per_second)
         prompts = {self.frame: self._numbered_prompts(given)} if self._prompts else {}
+        self._check_frames(prompts, keypoints, len(source.frames))
         clip = source.clip(
             name,
             given=given,
@@ -93,10 +94,32 @@ class Video(ClipDataModule):
             max_side=self.max_side,
             direction=self.direction,
         )
-        for index in given:
-            clip.given_mask(index, source.size)
-        _check_coordinates(prompts, keypoints, source.size)
+        masks = [clip.given_mask(index, source.size) for index in given]
+        if masks and not prompts and not any(mask is not None and mask.any() for mask in masks):
+            files = ", ".join(map(str, given.paths.values()))
+            raise InputError(f"{files}: contains no object; every pixel is 0, or 255, which is void")
+        _check_boxes_and_clicks(prompts, source.size)
+        self._check_keypoints(keypoints, source.size)
         return clip
+
+    def _check_frames(self, prompts: Mapping[int, Any], keypoints: Mapping[int, Any], frames: int) -> None:
+        if prompts and self.frame >= frames:
+            raise OptionError("frame", self.frame, f"0 to {frames - 1}, the frames of {self.path.name}")
+        for frame, points in keypoints.items():
+            if not 0 <= frame < frames:
+                raise InputError(
+                    f"{self._keypoints}: point {points[0].name} is on frame {frame}, but {self.path.name} has frames "
+                    f"0 to {frames - 1}"
+                )
+
+    def _check_keypoints(self, keypoints: Mapping[int, Sequence[Keypoint]], size: tuple[int, int]) -> None:
+        height, width = size
+        for point in (point for on_frame in keypoints.values() for point in on_frame):
+            if not (0 <= point.x < width and 0 <= point.y < height):
+                raise InputError(
+                    f"{self._keypoints}: point {point.name} at [{point.x:g},{point.y:g}] is outside the frame of "
+                    f"{width} x {height} pixels"
+                )
 
     def _numbered_prompts(self, given: MaskFiles) -> list[ObjectPrompt]:
         """Prompts whose object ids follow those of the given masks."""
@@ -192,17 +215,13 @@ def _parsed_keypoints(path: Path, rows: csv.DictReader) -> dict[int, list[Keypoi
         try:
             frame, x, y = int(row.get("frame") or 0), float(row["x"]), float(row["y"])
         except (TypeError, ValueError):
-            values = ",".join(map(str, row.values()))
-            raise InputError(f"{path}, line {rows.line_num}: not a point: {values}") from None
+            values = " ".join(",".join(map(str, row.values())).split())
+            raise InputError(f"{path}, line {rows.line_num}: not a point: {values[:80]}") from None
         points.setdefault(frame, []).append(Keypoint(row.get("point") or str(number), x, y))
     return points
 
 
-def _check_coordinates(
-    prompts: Mapping[int, Sequence[ObjectPrompt]],
-    keypoints: Mapping[int, Sequence[Keypoint]],
-    size: tuple[int, int],
-) -> None:
+def _check_boxes_and_clicks(prompts: Mapping[int, Sequence[ObjectPrompt]], size: tuple[int, int]) -> None:
     height, width = size
     allowed = f"inside the frame of {width} x {height} pixels"
     for prompt in (prompt for on_frame in prompts.values() for prompt in on_frame):
@@ -213,6 +232,3 @@ def _check_coordinates(
         for x, y in prompt.points:
             if not (0 <= x < width and 0 <= y < height):
                 raise OptionError("points", f"[{x:g},{y:g}]", allowed)
-    for point in (point for on_frame in keypoints.values() for point in on_frame):
-        if not (0 <= point.x < width and 0 <= point.y < height):
-            raise OptionError("keypoints", f"{point.name} at [{point.x:g},{point.y:g}]", allowed)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import FolderOfSplits, clip_of_files, frames_in
+from datamodules.base import FolderOfSplits, clip_of_files, folder_names, frames_in
 from drift.clip import Clip
 from drift.errors import InputError
 from drift.submission import Submission
@@ -88,20 +88,24 @@ class YouTubeVos(FolderOfSplits):
         if self._videos is None:
             path = self._meta_path()
             try:
-                self._videos = dict(json.loads(path.read_text(encoding="utf-8"))["videos"])
+                videos = dict(json.loads(path.read_text(encoding="utf-8"))["videos"])
             except FileNotFoundError:
                 raise InputError(
                     f"{path}: no such file; set data.root to the folder that contains {self.split_name}/"
                 ) from None
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}: not a meta.json of YouTube-VOS ({error})") from None
+            self._videos = {name: videos[name] for name in folder_names(path, videos)}
         return self._videos
 
     def _objects(self, name: str) -> dict[int, list[str]]:
         """Names of the frames listed for each object of a video, by object id."""
         try:
             objects = self._meta()[name]["objects"]
-            frames = {int(object_id): list(entry["frames"]) for object_id, entry in objects.items()}
+            frames = {
+                int(object_id): [str(frame) for frame in entry["frames"]]
+                for object_id, entry in objects.items()
+            }
             if not all(frames.values()):
                 raise ValueError("an object without frames")
             return frames

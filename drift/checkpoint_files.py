@@ -48,6 +48,7 @@ _ASSETS = Path(__file__).parent / "assets"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(\.fp16)?(?:-\d+-of-\d+)?\.safetensors")
 _TEXT_FILES = (".json", ".txt", ".model")  # .model: of sentencepiece, T5's tokenizer
+_LONGEST_HEADER = 10**8  # bytes, as in safetensors
 _HUB_TIMEOUT = 10.0  # seconds
 _IGNORABLE = "position_ids"  # a buffer that older text encoders stored as a weight
 
@@ -158,7 +159,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read ({_one_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a JSON object")
@@ -239,18 +240,18 @@ def weights_size(folder: Path, dtype: torch.dtype) -> int:
         for name in files
         if (match := _WEIGHTS.fullmatch(name)) and bool(match[1]) == (variant is not None)
     ]
-    numbers = sum(math.prod(tensor["shape"]) for name in chosen for tensor in _header(files[name]).values())
-    return numbers * dtype.itemsize
+    return sum(_numbers(files[name]) for name in chosen) * dtype.itemsize
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """Shape and data type of each tensor of a `.safetensors` file; empty where it is damaged, which loading reports."""
+def _numbers(file: Path) -> int:
+    """How many numbers a `.safetensors` file holds; 0 where its header is damaged, which loading reports."""
     try:
         with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    except (OSError, ValueError, OverflowError, MemoryError):
-        return {}
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length)) if length <= _LONGEST_HEADER else {}
+        return sum(math.prod(map(int, header[name]["shape"])) for name in header if name != "__metadata__")
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return 0
 
 
 def check_memory(folders: Sequence[Path], dtype: torch.dtype) -> None:

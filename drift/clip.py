@@ -20,6 +20,7 @@ from drift.resizing import reduced_frame, reduced_size
 __all__ = ["DIRECTIONS", "Clip", "FrameFiles", "Keypoint", "MaskFiles", "ObjectPrompt"]
 
 DIRECTIONS = ("forward", "backward", "both")
+_TOKEN = 64  # pixels of a token of 8 x 8
 
 
 class FrameFiles(Sequence[np.ndarray]):
@@ -169,6 +170,25 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def warning(self) -> str | None:
+        """Names the objects with fewer pixels than a token on the frame where they are first given; or None."""
+        small: dict[int, str] = {}
+        known: set[int] = {0}
+        for index in sorted(self.given):
+            mask = self.given[index]
+            pixels = dict(zip(*np.unique(mask, return_counts=True), strict=True))
+            share = np.prod(reduced_size(mask.shape, self.max_side)) / mask.size
+            for object_id in sorted(set(pixels) - known):
+                if pixels[object_id] * share < _TOKEN:
+                    where = f"on frame {self.frame_names[index]}"
+                    if share < 1:
+                        where += f", {round(pixels[object_id] * share)} with data.max_side={self.max_side}"
+                    small[object_id] = f"object {object_id}: {pixels[object_id]} pixels {where}"
+            known |= set(pixels)
+        if not small:
+            return None
+        return f"nearly empty where given, likely to be lost ({'; '.join(small.values())}); give a larger mask or a box"
 
     def time(self, index: int) -> float:
         """Presentation time of frame `index` in seconds."""

@@ -69,6 +69,8 @@ def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     Raises:
         DriftError: an option of the group is not allowed; the message names it with its group.
     """
+    if config.get(key) is None:
+        raise DriftError(f"{key}: has no choice; give one, as {key}=NAME")
     with options_of(key):
         try:
             return instantiate(config[key], **arguments)
@@ -303,6 +305,7 @@ def _quieten_lightning() -> None:
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged files, which are refused
     warnings.filterwarnings("ignore", message="The ``compute`` method of metric DavisScore was called before")
 
 

@@ -10,7 +10,6 @@ import stat
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -105,13 +104,11 @@ def extract(path: Path, folder: Path, *, limit: int) -> None:
                 remaining -= _extract_member(path, archive, member, folder, remaining)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)):
-            raise _InvalidArchiveError(
-                f"{path}: not a complete zip file ({error}); download it again"
-            ) from None
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{path}: cannot be unpacked into {folder} ({error.strerror})") from None
-        raise
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            raise
+        raise _InvalidArchiveError(f"{path}: not a complete zip file ({error}); download it again") from None
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:

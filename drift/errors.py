@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DriftError", "InputError", "OptionError"]
+from collections.abc import Mapping
+
+__all__ = ["DriftError", "InputError", "OptionError", "shown"]
 
 
 class DriftError(Exception):
@@ -23,7 +25,27 @@ class OptionError(DriftError):
     """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
-        super().__init__(f"{name}={value}: allowed is {allowed}")
+        super().__init__(f"{name}={shown(value)}: allowed is {allowed}")
         self.name = name
         self.value = value
         self.allowed = allowed
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line.
+
+    Example:
+        >>> shown({"a": [1, None, True]})
+        '{a: [1,null,true]}'
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return "[" + ",".join(map(shown, value)) + "]"
+        case Mapping():
+            return "{" + ", ".join(f"{key}: {shown(one)}" for key, one in value.items()) + "}"
+        case _:
+            return " ".join(str(value).split("\n"))

@@ -11,8 +11,12 @@ from PIL import Image, UnidentifiedImageError
 
 from drift.errors import InputError
 
-__all__ = ["DAVIS_PALETTE", "read_frame", "read_mask", "write_mask"]
+__all__ = ["DAVIS_PALETTE", "MAX_PIXELS", "read_frame", "read_mask", "write_mask"]
 
+MAX_PIXELS = 2**26
+"""Of a frame or mask, twice as many as in an 8K video; larger files are refused before they are decoded."""
+
+_FORMATS = "PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"  # without those that start a program (EPS)
 _MAX_GREY_IDS = 32  # more grey values than this are taken for shades, not for object ids
 _SQUARE = np.ones((3, 3), np.uint8)
 _SOFT_EDGES = 64, 192  # between these grey values, a pixel of a soft mask is neither black nor white
@@ -33,23 +37,45 @@ DAVIS_PALETTE = _davis_palette()
 
 
 def _open(path: Path) -> Image.Image:
+    """The first image of a file, decoded.
+
+    Raises:
+        InputError: the file is missing, damaged, too large, or not an image.
+    """
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(
+                f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+            )
         image.load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path}: cannot be read as an image (not in one of the formats {', '.join(_FORMATS)})"
+        ) from None
+    except Exception as error:  # damaged files raise errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image ({reason}); replace the file") from None
     return image
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """Reads a frame as `(height, width, 3)` uint8 RGB; greyscale is expanded, alpha is dropped.
+    """Reads a frame as `(height, width, 3)` uint8 RGB; greyscale is expanded, alpha is dropped, 16 bits become 8.
 
     Raises:
-        InputError: the file is missing, truncated, or not an image.
+        InputError: the file is missing, truncated, too large, or not an image of 8 or 16 bits.
     """
-    return np.array(_open(path).convert("RGB"))
+    image = _open(path)
+    if image.mode == "F":
+        raise InputError(f"{path}: contains floating-point numbers; save the frame with 8 bits per channel")
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    grey = np.array(image)
+    if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+        raise InputError(f"{path}: contains 32-bit numbers; save the frame with 8 bits per channel")
+    return np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def read_mask(path: Path, *, binary: bool | None = False) -> np.ndarray:
@@ -74,8 +100,9 @@ def read_mask(path: Path, *, binary: bool | None = False) -> np.ndarray:
         ids = np.array(image)
         if binary is not False and set(np.unique(ids).tolist()) <= {0, 65535}:
             ids //= 257  # 16-bit black and white
-        if ids.max(initial=0) > 255:
-            raise InputError(f"{path}: contains object id {ids.max()}, above 255; renumber the objects")
+        if ids.max(initial=0) > 255 or ids.min(initial=0) < 0:
+            wrong = f"{ids.max()}, above 255" if ids.max() > 255 else f"{ids.min()}, below 0"
+            raise InputError(f"{path}: contains object id {wrong}; renumber the objects")
         mask = ids.astype(np.uint8)
     else:
         mask = _from_colours(path, image, binary)

@@ -111,7 +111,7 @@ class TrackingModule(L.LightningModule):
             peak_memory=earlier.peak_memory,
             refinements=earlier.refinements,
             absences=absences,
-            warning=earlier.warning,
+            warning="; ".join(filter(None, (clip.warning(), earlier.warning))) or None,
             defect=clip.defect,
         )
 

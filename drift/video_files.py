@@ -14,9 +14,15 @@ import av
 import numpy as np
 
 from drift.errors import InputError
+from drift.image_files import MAX_PIXELS
 
 __all__ = ["VideoFrames", "VideoIndex", "index_video"]
 
+# Without formats that read other files or addresses, such as playlists.
+_FORMATS = (
+    *("mov", "mp4", "matroska", "webm", "gif", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "ivf", "apng"),
+    *("h264", "hevc", "m4v", "obu", "mjpeg", "wav", "mp3", "flac", "aac"),
+)
 _AUDIO_TOLERANCE = 0.5  # seconds by which a container with audio may be longer than its packets
 
 
@@ -90,7 +96,7 @@ def index_video(path: Path) -> VideoIndex:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             if _video_stream(container) is None:
                 content = "only audio" if container.streams.audio else "no video"
                 raise InputError(f"{path}: contains {content}; use a file with a video stream")
@@ -101,10 +107,17 @@ def index_video(path: Path) -> VideoIndex:
         ) from None
 
 
+def _opened(path: Path) -> av.container.InputContainer:
+    """Opens a file, and nothing that it refers to."""
+    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
+    return av.open(str(path.absolute()), options=options)  # absolute: a name with a colon is no protocol
+
+
 def _index(path: Path, container: av.container.InputContainer) -> VideoIndex:
     stream = _video_stream(container)
     assert stream is not None
     stream.thread_type = "AUTO"
+    _check_pixels(path, stream.width, stream.height)
     pts, size, defect, end, packets = array("q"), (0, 0), None, 0.0, 0
     try:
         for packet in container.demux():
@@ -116,6 +129,7 @@ def _index(path: Path, container: av.container.InputContainer) -> VideoIndex:
             for frame in stream.decode(packet):
                 if frame.is_corrupt:
                     raise av.error.InvalidDataError(0, "corrupt frame")
+                _check_pixels(path, frame.width, frame.height)
                 height, width = _upright_size(frame)
                 if pts and (height, width) != size:
                     raise InputError(
@@ -142,6 +156,13 @@ def _index(path: Path, container: av.container.InputContainer) -> VideoIndex:
     )
 
 
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: frames of {width} x {height} pixels, more than {MAX_PIXELS}; scale the video down"
+        )
+
+
 def _truncation(
     container: av.container.InputContainer, stream: av.VideoStream, frames: int, end: float
 ) -> str | None:
@@ -161,9 +182,10 @@ def _truncation(
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first video stream that is not the cover image of an audio file."""
+    """The first video stream that can be decoded and is not the cover image of an audio file."""
     cover = av.stream.Disposition.attached_pic
-    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    streams = (stream for stream in container.streams.video if not stream.disposition & cover)
+    return next((stream for stream in streams if stream.codec_context is not None), None)
 
 
 def _ends_with(path: str, suffix: bytes) -> bool:
@@ -182,7 +204,7 @@ def _times(pts: Sequence[int], time_base: object, rate: float) -> Sequence[float
 
 def _decode(index: VideoIndex, first: int) -> Iterator[np.ndarray]:
     """Frames from number `first` to the end of the file."""
-    with av.open(str(index.path)) as container:
+    with _opened(index.path) as container:
         stream = _video_stream(container)
         assert stream is not None
         pts = index.pts[first]

@@ -32,6 +32,26 @@ def test_frames_of_every_mode_are_read_as_rgb(tmp_path, mode, suffix):
     assert np.abs(frame.astype(int) - 120).max() <= 3
 
 
+def test_frames_of_sixteen_bits_are_read_with_eight(tmp_path):
+    grey = np.array([[0, 256 * 7 + 3, 65535]], dtype=np.uint16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(grey).save(tmp_path / f"frame.{suffix}")
+        assert read_frame(tmp_path / f"frame.{suffix}").tolist() == [[[0] * 3, [7] * 3, [255] * 3]]
+    for numbers, kind in (
+        (np.ones((2, 2), np.float32), "floating-point"),
+        (np.full((2, 2), -9, np.int32), "32-bit"),
+    ):
+        Image.fromarray(numbers).save(tmp_path / "frame.tif")
+        with pytest.raises(InputError, match=rf"frame\.tif: contains {kind} numbers"):
+            read_frame(tmp_path / "frame.tif")
+
+
+def test_masks_of_negative_ids_are_an_error(tmp_path):
+    Image.fromarray(np.array([[0, -3]], np.int32)).save(tmp_path / "mask.tif")
+    with pytest.raises(InputError, match=r"mask\.tif: contains object id -3, below 0"):
+        read_mask(tmp_path / "mask.tif")
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
 def test_masks_survive_writing_and_reading(tmp_path_factory, height, width, seed):

@@ -72,7 +72,7 @@ def load_adapter(path: Path, expected: Mapping[str, str]) -> Adapter:
         InputError: the file is missing, corrupt or not an adapter, or its origin differs; says what differs.
     """
     tensors, metadata = _read(path)
-    found = json.loads(metadata["origin"])
+    found = metadata["origin"]
     differing = [name for name in expected if found.get(name) != expected[name]]
     if differing:
         differences = "; ".join(
@@ -86,24 +86,29 @@ def load_adapter(path: Path, expected: Mapping[str, str]) -> Adapter:
     return Adapter(
         head_weights=weights,
         embeddings=[tensors[name] for name in sorted(tensors) if name.startswith(_EMBEDDING)],
-        figures=json.loads(metadata["figures"]),
-        losses=json.loads(metadata.get("losses", "{}")),
-        warning=json.loads(metadata["warning"]),
+        figures=metadata["figures"],
+        losses=metadata.get("losses", {}),
+        warning=metadata["warning"],
     )
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of an adapter, and what is written beside them."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if not metadata.keys() >= {"origin", "figures", "warning"}:
                 raise InputError(f"{path}: not an adapter; adapters are written by train.py")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values = {name: json.loads(text) for name, text in metadata.items()}
+        if not all(isinstance(values.get(name, {}), dict) for name in ("origin", "figures", "losses")):
+            raise ValueError("its metadata is damaged")
+        return tensors, values
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such adapter; learn it with python train.py output.dir={path.parent}"
         ) from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: truncated or corrupt adapter ({error}); delete it and run train.py again"
         ) from None

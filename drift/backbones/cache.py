@@ -130,16 +130,19 @@ class FeatureCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if metadata.get("key") != key or metadata.get("checksum") != _checksum(tensors):
                 raise SafetensorError("checksum mismatch")
+            noise = tensors.pop(_NOISE)
+            features = [
+                _unpacked(layer, number, tensors)
+                for number, layer in enumerate(json.loads(metadata["layers"]))
+            ]
         except Exception as error:  # missing, damaged, or evicted by another process meanwhile
-            if isinstance(error, SafetensorError | ValueError):
+            if not isinstance(error, OSError):
                 with suppress(OSError):
                     path.unlink()
             return None
         with suppress(OSError):  # another user's
             os.utime(path)  # marks it as used
-        noise = tensors.pop(_NOISE)
-        layers = json.loads(metadata["layers"])
-        return [_unpacked(layer, number, tensors) for number, layer in enumerate(layers)], noise
+        return features, noise
 
     def save(self, key: str, features: Sequence[Features], noise: Tensor) -> None:
         """Stores features under `key`, with the generator's state after them, if there is room."""

@@ -68,7 +68,8 @@ class CheckpointFolder:
 
     def autoencoder_class(self) -> type[nn.Module]:
         """The class that `model_index.json` names for `vae`: of diffusers, or one that ships with drift."""
-        library, name = self.index.get("vae") or ("diffusers", AutoencoderKL.__name__)
+        named = self.index.get("vae") or ("diffusers", AutoencoderKL.__name__)
+        library, name = named if isinstance(named, Sequence) and len(named) == 2 else (named, "")
         module: Any = None
         if library == "diffusers":
             module = diffusers

@@ -14,7 +14,7 @@ from drift.configuration.groups import GROUPS, Configuration
 from drift.configuration.types import allowed_values
 from drift.errors import DriftError, OptionError
 
-__all__ = ["check", "check_fields", "shown"]
+__all__ = ["check", "check_fields"]
 
 _adapter = cache(TypeAdapter)
 
@@ -73,19 +73,4 @@ def _explained(
     of_key, value = properties[key], values[key]
     if "$ref" in of_key and isinstance(value, Mapping):
         return _explained(f"{path}{key}.", value, deeper, definitions[of_key["$ref"].rpartition("/")[2]])
-    return OptionError(path + key, shown(value), allowed_values(of_key))
-
-
-def shown(value: object) -> str:
-    """A value as it is written on the command line."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case list() | tuple():
-            return "[" + ",".join(map(shown, value)) + "]"
-        case Mapping():
-            return "{" + ", ".join(f"{key}: {shown(one)}" for key, one in value.items()) + "}"
-        case _:
-            return " ".join(str(value).split("\n"))
+    return OptionError(path + key, value, allowed_values(of_key))

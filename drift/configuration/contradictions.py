@@ -61,8 +61,8 @@ def _some_prompt_locates_the_object(settings: Settings) -> None:
 def _resuming_needs_masks(settings: Settings) -> None:
     output = settings.get("output", {})
     if output.get("resume") and "masks" not in output.get("formats", ["masks"]):
-        formats = "[" + ",".join(output["formats"]) + "]"
-        raise OptionError("output.formats", formats, "with output.resume=true a list that includes masks")
+        allowed = "with output.resume=true a list that includes masks"
+        raise OptionError("output.formats", output["formats"], allowed)
 
 
 def _a_video_has_something_to_track(settings: Settings) -> None:
@@ -97,12 +97,11 @@ def _every_click_has_a_label(settings: Settings) -> None:
     labels: Sequence[int] | None = video.get("labels")
     if labels is None:
         return
-    shown = "[" + ",".join(map(str, labels)) + "]"
     if len(labels) != len(video.get("points") or ()):
         allowed = f"one label for each of the {len(video.get('points') or ())} points"
-        raise OptionError("data.labels", shown, allowed)
+        raise OptionError("data.labels", labels, allowed)
     if labels and not any(labels):
-        raise OptionError("data.labels", shown, "an object id, 1 or more, for at least one point")
+        raise OptionError("data.labels", labels, "an object id, 1 or more, for at least one point")
 
 
 CONTRADICTIONS: Sequence[Callable[[Settings], None]] = (

@@ -16,19 +16,31 @@ from typing_extensions import TypedDict
 from drift.configuration.types import (
     Box,
     Count,
+    Few,
     LayerWeights,
     NonNegative,
     Pixel,
     Positive,
     Seed,
     Share,
+    Side,
     Text,
     Unique,
     Whole,
     in_words,
 )
 
-__all__ = ["GROUPS", "Adaptation", "Configuration", "Fit", "Learning", "Output", "TextualInversion"]
+__all__ = [
+    "GROUPS",
+    "Adaptation",
+    "Configuration",
+    "Fit",
+    "Gaussian",
+    "Learning",
+    "Output",
+    "Prompted",
+    "TextualInversion",
+]
 
 _strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _open = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -44,7 +56,7 @@ Layers = Annotated[
     Sequence[Text], Field(min_length=1), Unique, in_words("a list of layers, [a,b], each once")
 ]
 Root = Annotated[Text, in_words("the folder of the data set: data.root=FOLDER")]
-MaxSide = Annotated[int, Field(ge=16)] | None
+MaxSide = Side | None
 
 
 @with_config(_strict)
@@ -153,7 +165,7 @@ class Folder(TypedDict, total=False):
     root: Root
     sequences: Names | None
     max_side: MaxSide
-    frames_per_second: Positive
+    frames_per_second: Annotated[float, Field(ge=0.01, le=1000)]
 
 
 @with_config(_strict)
@@ -181,7 +193,7 @@ class Video(TypedDict, total=False):
     keypoints: Text | None
     frame: Whole
     direction: Literal["forward", "backward", "both"]
-    frames_per_second: Positive
+    frames_per_second: Annotated[float, Field(ge=0.01, le=1000)]
     max_side: MaxSide
 
 
@@ -194,7 +206,7 @@ class NoOptions(TypedDict, total=False):
 class Gaussian(TypedDict, total=False):
     """`noise=gaussian`."""
 
-    ensemble: Count
+    ensemble: Annotated[int, Field(ge=1, le=1000)]
 
 
 @with_config(_strict)
@@ -210,7 +222,7 @@ class Propagation(TypedDict, total=False):
 
     affinity: Literal["attention", "cosine"]
     heads: Literal["separate", "joint", "fused"]
-    temperature: Positive
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)]
     top_k: Count | None
     radius: Whole | None
     follow: bool
@@ -296,7 +308,7 @@ class Learning(Fit, total=False):
     """How head weights are learned."""
 
     caution: NonNegative
-    views: Whole
+    views: Few
 
 
 @with_config(_strict)
@@ -310,8 +322,8 @@ class Learned(Learning, total=False):
 class TextualInversion(Fit, total=False):
     """`adaptation/textual_inversion=learned`."""
 
-    tokens: Count
-    views: Whole
+    tokens: Annotated[int, Field(ge=1, le=77)]  # of the prompt
+    views: Few
     cross_layers: Layers | None
     self_layer: Text | None
     self_weight: NonNegative
@@ -336,7 +348,7 @@ class Gates(TypedDict, total=False):
 class GrabCut(Gates, total=False):
     """`refinement=grabcut`."""
 
-    side: Annotated[int, Field(ge=16)]
+    side: Side
     iterations: Count
 
 
@@ -347,8 +359,8 @@ class Prompted(Gates, total=False):
     precision: Precision
     box: bool
     margin: NonNegative
-    positive_points: Whole
-    negative_points: Whole
+    positive_points: Few
+    negative_points: Few
     mask: bool
     mask_limit: NonNegative
     score_weight: Share
@@ -379,7 +391,7 @@ class Trainer(TypedDict, total=False):
 
     accelerator: Text
     devices: Annotated[
-        Annotated[int, Field(ge=1)] | Literal[-1] | Text | Sequence[Whole],
+        Annotated[int, Field(ge=1)] | Literal[-1] | Text | Annotated[Sequence[Whole], Field(min_length=1)],
         in_words("a whole number, 1 or more; -1 or auto for all; or a list of device numbers"),
     ]
     strategy: Text
@@ -414,7 +426,7 @@ class CsvLogger(TypedDict, total=False):
 
     save_dir: Annotated[Text, in_words("a folder")]
     name: str | None
-    version: str | int | None
+    version: str | Whole | None
 
 
 GROUPS: dict[str, dict[str, Any]] = {

@@ -10,12 +10,14 @@ from pydantic import AfterValidator, Field
 __all__ = [
     "Box",
     "Count",
+    "Few",
     "LayerWeights",
     "NonNegative",
     "Pixel",
     "Positive",
     "Seed",
     "Share",
+    "Side",
     "Text",
     "Unique",
     "Whole",
@@ -23,8 +25,16 @@ __all__ = [
     "in_words",
 ]
 
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+_LIMIT = 2**31  # of sizes and counts, which libraries store in 32 bits
+
+Whole = Annotated[int, Field(ge=0, lt=_LIMIT)]
+Count = Annotated[int, Field(ge=1, lt=_LIMIT)]
+Side = Annotated[int, Field(ge=16, lt=_LIMIT)]
+"""In pixels."""
+
+Few = Annotated[int, Field(ge=0, le=1000)]
+"""A number of things that are in memory together."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -74,7 +84,7 @@ def allowed_values(schema: Mapping[str, Any]) -> str:
     Example:
         >>> from pydantic import TypeAdapter
         >>> allowed_values(TypeAdapter(Count | None).json_schema())
-        'a whole number, 1 or more, or null'
+        'a whole number, 1 or more, below 2^31, or null'
     """
     if "allowed" in schema:
         return str(schema["allowed"])
@@ -98,6 +108,8 @@ def _range(schema: Mapping[str, Any]) -> str:
         return f" above {above:g}"
     if low is None:
         return ""
+    if below == _LIMIT:
+        return f", {low:g} or more, below 2^31"
     if high is None and below is None:
         return f", {low:g} or more"
     return f" from {low:g} to {high if below is None else below - 1}".removesuffix(".0")

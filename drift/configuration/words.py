@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Action
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from drift.errors import DriftError
+from drift.errors import DriftError, OptionError
 
 __all__ = ["prepared_words"]
 
@@ -32,12 +33,14 @@ def prepared_words(words: Sequence[str], config_dir: Path) -> list[str]:
         config_dir: folder of the configuration groups.
 
     Raises:
-        DriftError: a flag is unknown, or a group is chosen twice; one line.
+        DriftError: a flag is unknown, a word is no override, or a group is chosen twice; one line.
     """
     words = [_SHORT.get(word, word) for word in words]
     flags, rest = _split(words)
     groups = {path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()}
     _refuse_second_choices(rest, groups)
+    for word in rest:
+        _check(word, groups, config_dir)
     multirun = bool({"-m", "--multirun"} & set(flags))
     rest = [_quoted(_with_choices_below(word, config_dir), multirun=multirun) for word in rest]
     return [*flags, *rest]
@@ -60,15 +63,23 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         else:
             flags.append(word)
-            choices = known[name].choices or remaining
-            if (
-                known[name].nargs in (None, "?")
-                and name == word
-                and remaining[:1]
-                and remaining[0] in choices
-            ):
+            if name == word and remaining and _takes(known[name], remaining[0]):
                 flags.append(remaining.pop(0))
+            _check_flag(name, known[name], flags[-1].removeprefix(f"{name}="))
     return flags, rest
+
+
+def _takes(flag: Action, word: str) -> bool:
+    """Whether the word after a flag is its value."""
+    return flag.nargs is None or (flag.nargs == "?" and word in (flag.choices or ()))
+
+
+def _check_flag(name: str, action: Action, value: str) -> None:
+    """Raises DriftError if the value of a flag is missing or not allowed."""
+    if action.nargs is None and value == name:
+        raise DriftError(f"{name}: needs a value")
+    if action.nargs is None and action.choices and value not in action.choices:
+        raise DriftError(f"{name} {value}: allowed is {', '.join(action.choices)}")
 
 
 def _refuse_second_choices(words: Sequence[str], groups: set[str]) -> None:
@@ -79,6 +90,19 @@ def _refuse_second_choices(words: Sequence[str], groups: set[str]) -> None:
             raise DriftError(
                 f"{group}={choice}: given twice, as {group}={chosen[group]} before; give it once"
             )
+
+
+def _check(word: str, groups: set[str], config_dir: Path) -> None:
+    """Raises DriftError for words that Hydra takes or refuses without a message for users."""
+    key, equals, value = word.partition("=")
+    if not key or not word.strip():
+        raise DriftError(f"{word!r}: cannot be read as key=value")
+    if equals and not value and key in ("hydra.run.dir", "hydra.sweep.dir"):
+        raise OptionError(key, value, "a folder")
+    override = _parsed(word) if equals and key in groups else None
+    if override and not override.is_sweep_override() and not isinstance(override.value(), (str, list)):
+        choices = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))
+        raise OptionError(key, value, ", ".join(choices))
 
 
 def _with_choices_below(word: str, config_dir: Path) -> str:

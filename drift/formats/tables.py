@@ -115,12 +115,15 @@ def points_by_frame(path: Path) -> Iterator[tuple[int, tuple[TrackedPoint, ...]]
 def _rows_by_frame(path: Path) -> Iterator[tuple[int, list[dict[str, str]]]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for frame, rows in groupby(csv.DictReader(file), key=lambda row: int(row["frame"])):
+            table = csv.DictReader(file)
+            if "frame" not in (table.fieldnames or ()):
+                raise ValueError("no column frame")
+            for frame, rows in groupby(table, key=lambda row: int(row["frame"])):
                 frame_rows = list(rows)
                 for row in frame_rows:
                     _point(row)  # raises if the row is malformed
                 yield frame, frame_rows
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path}: cannot resume from this file ({error}); set output.resume=false to track the clip again"
         ) from None

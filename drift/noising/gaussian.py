@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from drift.configuration import groups
+from drift.configuration.checking import check_fields
 from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
 from drift.noising.schedule import add_noise
-from drift.options import whole_number
 
 __all__ = ["Gaussian", "NoNoise"]
 
@@ -47,7 +48,7 @@ class Gaussian:
     ensemble: int = 1
 
     def __post_init__(self) -> None:
-        whole_number("ensemble", self.ensemble, minimum=1)
+        check_fields(self, groups.Gaussian)
 
     @property
     def description(self) -> Mapping[str, object]:

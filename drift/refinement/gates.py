@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from drift.errors import OptionError
+from drift.configuration import groups
+from drift.configuration.checking import check_fields
 from drift.metrics.functional import jaccard
-from drift.options import non_negative, share
 
 __all__ = ["OUTCOMES", "Gates", "select"]
 
@@ -39,11 +39,7 @@ class Gates:
     score_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        share("min_iou", self.min_iou)
-        share("score_weight", self.score_weight)
-        non_negative("max_area_change", self.max_area_change)
-        if self.max_area_change < 1:
-            raise OptionError("max_area_change", self.max_area_change, "a number, 1 or more")
+        check_fields(self, groups.Prompted)
 
 
 def select(

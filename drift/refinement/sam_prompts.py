@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from drift.configuration import groups
+from drift.configuration.checking import check_fields
 from drift.errors import OptionError
-from drift.options import choice, non_negative, whole_number
 
 __all__ = [
     "PromptSettings",
@@ -59,13 +60,7 @@ class PromptSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice("box", self.box, (True, False))
-        choice("mask", self.mask, (True, False))
-        non_negative("margin", self.margin)
-        non_negative("mask_limit", self.mask_limit)
-        whole_number("positive_points", self.positive_points, minimum=0)
-        whole_number("negative_points", self.negative_points, minimum=0)
-        whole_number("seed", self.seed, minimum=0)
+        check_fields(self, groups.Prompted)
         if not (self.box or self.mask or self.positive_points):
             raise OptionError(
                 "box",

@@ -46,7 +46,7 @@ class ClipResult:
         head_weights: weight of each head per layer; empty if heads are weighted uniformly.
         frame_scores: J and F of each object in each scored frame.
         peak_memory: in bytes; on a GPU the peak allocation during this clip, on a CPU that of the process so far.
-        warning: why adaptation was abandoned, or None.
+        warning: objects that are nearly empty, and why adaptation was abandoned; or None.
         refinements: outcome counts of the mask refinement; empty without refinement.
         absences: by object id, the first and the last index of each span of frames in which its mask is empty.
         defect: why the clip ends before the end of its source, or None.

@@ -66,6 +66,7 @@ def sampled_indices(clip: Clip, count: int) -> list[int]:
     """Indices of at most `count` evenly spaced frames, from the first given frame to the last frame."""
     if not count:
         return []
+    count = min(count, len(clip) - clip.start)
     return np.unique(np.linspace(clip.start, len(clip) - 1, count).round().astype(int)).tolist()
 
 

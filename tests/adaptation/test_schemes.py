@@ -53,12 +53,12 @@ def test_a_single_layer_shares_the_weight_among_its_heads():
 @pytest.mark.parametrize(
     ("layer", "head", "message"),
     [
-        (None, 0, "head_weighting.layer=None: allowed is one of backbone.layers: a, b"),
+        (None, 0, "head_weighting.layer=null: allowed is one of backbone.layers: a, b"),
         ("c", 0, "head_weighting.layer=c.*a, b"),
         ("b", 3, "head_weighting.head=3: allowed is 0 to 2 for b"),
         ("b", -1, "head_weighting.head=-1"),
         ("b", 0.5, "head_weighting.head=0.5"),
-        ("a", True, "head_weighting.head=True: allowed is 0 to 1"),
+        ("a", True, "head_weighting.head=true: allowed is 0 to 1"),
     ],
 )
 def test_a_layer_or_head_that_there_is_not_is_named_with_those_there_are(layer, head, message):
@@ -67,7 +67,7 @@ def test_a_layer_or_head_that_there_is_not_is_named_with_those_there_are(layer, 
 
 
 def test_fixed_weights_are_required():
-    with pytest.raises(OptionError, match=r"head_weighting.layer_weights=None: allowed is \{LAYER: WEIGHT"):
+    with pytest.raises(OptionError, match=r"head_weighting.layer_weights=null: allowed is \{LAYER: WEIGHT"):
         Fixed().weights(LAYERS)
 
 

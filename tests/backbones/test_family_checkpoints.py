@@ -342,7 +342,7 @@ def test_every_family_states_different_checkpoints():
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_layer_that_does_not_exist_is_named_with_those_that_do(small_checkpoint, name):
     with pytest.raises(
-        OptionError, match=r"layers=\['nowhere'\]: allowed is one or more distinct layers among \w+"
+        OptionError, match=r"layers=\[nowhere\]: allowed is one or more distinct layers among \w+"
     ):
         load(small_checkpoint(name), layers=["nowhere"])
 

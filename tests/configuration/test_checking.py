@@ -6,9 +6,9 @@ import contextlib
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -20,10 +20,10 @@ from pydantic import TypeAdapter
 import evaluate
 from drift.command_line import run
 from drift.configuration import groups
-from drift.configuration.checking import check, shown
+from drift.configuration.checking import check
 from drift.configuration.contradictions import group_at
 from drift.configuration.groups import GROUPS, Configuration, Output
-from drift.errors import DriftError
+from drift.errors import DriftError, shown
 
 CONFIGS = evaluate.CONFIGS
 CHOICES = [
@@ -42,10 +42,10 @@ NEEDED = {  # by choices that cannot be used as they are
 
 
 @cache
-def composed(group: str, choice: str) -> dict[str, Any]:
-    words = [f"{group.replace('.', '/')}={choice}", *NEEDED.get(choice, [])]
+def composed(group: str, choice: str, name: str = "evaluate") -> dict[str, Any]:
+    chosen = [f"{group.replace('.', '/')}={choice}", *NEEDED.get(choice, [])] if choice else []
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("evaluate", overrides=[*words, "output.dir=out"])
+        config = compose(name, overrides=[*chosen, "output.dir=out"])
     return OmegaConf.to_container(config, resolve=True)
 
 
@@ -64,24 +64,63 @@ def options(group: str, choice: str) -> dict[str, Any]:
     return get_type_hints(GROUPS[group][target], include_extras=True)
 
 
-EVERY_OPTION = [("trainer", "cpu", "", "seed", get_type_hints(Configuration, include_extras=True)["seed"])]
-EVERY_OPTION += [
-    ("trainer", "cpu", "output", key, kind)
-    for key, kind in get_type_hints(Output, include_extras=True).items()
-]
-EVERY_OPTION += [
-    (group, choice, group, key, kind)
-    for group, choice in CHOICES
-    for key, kind in options(group, choice).items()
-    if kind is not Any and key in group_at(composed(group, choice), group)
-]
+class Key(NamedTuple):
+    """An option of a composed configuration."""
+
+    settings: Mapping[str, Any]
+    group: str
+    name: str
+    kind: Any
+
+    def check(self, value: Any) -> None:
+        check(with_value(self.settings, self.group, self.name, value))
+
+    @property
+    def full(self) -> str:
+        return f"{self.group}.{self.name}".removeprefix(".")
+
+    @property
+    def default(self) -> Any:
+        return (group_at(self.settings, self.group) if self.group else self.settings).get(self.name)
+
+
+def every_key() -> dict[str, Key]:
+    """All options of the composed configurations and those that are declared beyond; once for each `_target_`."""
+    found = {}
+    for name in ("evaluate", "train", "demo"):
+        settings = composed("", "", name)
+        declared = get_type_hints(Configuration)
+        for group in [group for group in ("output", "page") if group in settings]:
+            kinds = get_type_hints(declared[group], include_extras=True)
+            for key in settings[group]:
+                found[f"{name} {group}.{key}"] = Key(settings, group, key, kinds[key])
+        seed = get_type_hints(Configuration, include_extras=True)["seed"]
+        found[f"{name} seed"] = Key(settings, "", "seed", seed)
+    for group, choice in CHOICES:
+        settings = composed(group, choice)
+        node = group_at(settings, group)
+        kinds = options(group, choice)
+        for key in {*kinds, *(key for key in node if key[0] != "_")}:
+            kind = kinds.get(key, Any)
+            if kind is not Any:
+                found[f"{node['_target_'].rpartition('.')[2]} {group}.{key}"] = Key(
+                    settings, group, key, kind
+                )
+    return found
+
+
+KEYS = every_key()
+NUMBERS_OR_TEXT = {"trainer.devices", "trainer.precision", "logger.version"}
+MAY_BE_EMPTY = {"backbone.prompt", "logger.name", "logger.version"}
+MAPPINGS = {"data.masks", "backbone.members", "adaptation.head_weighting.layer_weights"}
 
 VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**6), 10**6)
+    | st.sampled_from([10**30, -(10**30)])
     | st.floats()
-    | st.sampled_from(["", "x", "1", "none", "ten", "0,1"]),
+    | st.sampled_from(["", "x", "1", "none", "ten", "0,1", "two\nlines"]),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2)
     ),
@@ -89,11 +128,15 @@ VALUES = st.recursive(
 )
 
 
+@cache
+def adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(dict[str, kind], config={"strict": True, "allow_inf_nan": False})
+
+
 def is_allowed(kind: Any, value: Any) -> bool:
     """Whether pydantic takes a value for a type, on its own."""
-    config = {"strict": True, "allow_inf_nan": False}
     try:
-        TypeAdapter(dict[str, kind], config=config).validate_python({"value": value})
+        adapter(kind).validate_python({"value": value})
     except ValueError:
         return False
     return True
@@ -108,43 +151,77 @@ def test_every_choice_is_checked_and_allowed(group, choice):
     assert {key for key in node if key[0] != "_"} <= set(options(group, choice)), "all of its options are"
 
 
-@pytest.mark.parametrize(
-    ("group", "choice", "path", "key", "kind"),
-    [pytest.param(*row, id=f"{row[1]} {row[2]}.{row[3]}".replace(" .", " ")) for row in EVERY_OPTION],
-)
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("name", ["evaluate", "train", "demo"])
+def test_every_key_of_the_entry_points_is_tested(name):
+    def leaves(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
+        for key, value in node.items():
+            if isinstance(value, dict) and f"{above}{key}" != "backbone.noise":  # the group noise
+                yield from leaves(value, f"{above}{key}.")
+            elif key[0] != "_":
+                yield above + key
+
+    tested = {key.full for key in KEYS.values()} | {"backbone.noise"}
+    assert set(leaves(composed("", "", name))) <= tested
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+@settings(max_examples=8, deadline=None)
 @given(value=VALUES)
-def test_wrong_values_of_every_option_are_refused_in_one_line(group, choice, path, key, kind, value):
-    name = f"{path}.{key}" if path else key
-    changed = with_value(composed(group, choice), path, key, value)
+def test_wrong_values_of_every_option_are_refused_in_one_line(key, value):
     try:
-        check(changed)
+        key.check(value)
     except DriftError as error:
         line = str(error)
         assert "\n" not in line
-        if not is_allowed(kind, value):
-            assert line.startswith(f"{name}={shown(value)}: allowed is ")
-            assert len(line) > len(f"{name}={shown(value)}: allowed is a")
+        if not is_allowed(key.kind, value):
+            assert line.startswith(f"{key.full}={shown(value)}: allowed is ")
+            assert len(line) > len(f"{key.full}={shown(value)}: allowed is a")
     else:
-        assert is_allowed(kind, value)
+        assert is_allowed(key.kind, value)
 
 
-WRONG = {  # an example of each kind of option, beyond a wrong type
-    "seed": ["-1", "4294967296", "1.5", "abc", "null"],
+def wrong_values(key: Key) -> list[Any]:
+    """What no option like this may take, judged by its default and not by its declared type."""
+    wrong: list[Any] = [math.nan, math.inf, -math.inf, [[]], [None], [math.nan], -(10**30), -1.5]
+    if key.full not in MAPPINGS:
+        wrong += [{}, [{}], {"a": 1}, {0: "x"}]
+    if key.full not in MAY_BE_EMPTY:
+        wrong += [""]
+    match key.default:
+        case bool():
+            wrong += [0, 1, 2, "yes", None, []]
+        case int() | float() if key.full not in NUMBERS_OR_TEXT:
+            wrong += ["x", "1", True, [1], 10**400]
+        case int() | float():
+            wrong += [True, 0.5, -(10**9)]
+        case str() if key.full not in NUMBERS_OR_TEXT:
+            wrong += [3, True, ["a"]]
+        case list():
+            wrong += ["a", 3, True, None] if key.full != "backbone.layers" else ["a", 3, True, [""], []]
+    return wrong
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_no_option_takes_a_value_of_another_kind(key):
+    for value in wrong_values(key):
+        with pytest.raises(DriftError) as raised:
+            key.check(value)
+        line = str(raised.value)
+        assert line.startswith(f"{key.full}={shown(value)}: allowed is "), value
+        assert "\n" not in line
+
+
+WRONG = {  # an example of each kind of option
+    "seed": ["4294967296"],
     "output.dir": ["", "null"],
-    "output.formats": ["masks", "[movie]", "[masks,masks]", "null"],
-    "output.attention_points": ["5", "[]", "[[1]]", "[[1,nan]]", "[[true,1]]", "[[1,2],[3,4],[5,6]]" + "x"],
-    "output.pictured_clips": ["-1", "true"],
-    "propagation.min_confidence": ["7", "-0.1", "nan"],
+    "output.formats": ["masks", "[masks,masks]"],
+    "output.attention_points": ["[[1,nan]]", "[[true,1]]"],
+    "propagation.min_confidence": ["7", "nan"],
     "propagation.top_k": ["0", "1.5", "many"],
-    "propagation.temperature": ["0", "inf", "null", "true"],
-    "backbone.layers": ["up_blocks.2", "[]", "[a,a]", "[1]", "['']"],
-    "backbone.timestep": ["-1", "0.5"],
-    "noise.ensemble": ["0"],
-    "data.sequences": ["ant", "[]", "[ant,ant]"],
-    "data.max_side": ["15", "0.5"],
-    "trainer.devices": ["0", "-2", "[]" + "x", "1.5"],
-    "refinement.max_area_change": ["0.9"],
+    "propagation.temperature": ["inf", "null"],
+    "backbone.layers": ["up_blocks.2", "[]", "['']"],
+    "data.sequences": ["[ant,ant]"],
+    "trainer.devices": ["-2", "1.5"],
     "logger.mode": ["sometimes"],
 }
 

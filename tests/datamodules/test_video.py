@@ -91,10 +91,20 @@ def test_a_box_and_clicks_without_labels():
         ({"masks": {9: "ids.png"}}, r"ids\.png: given for frame 9, but the clip has frames 0 to 5"),
         ({"box": [0, 0, 70, 40]}, r"inside the frame of 64 x 48 pixels"),
         ({"points": [[64, 5]]}, r"points=\[64,5\]: allowed is inside the frame"),
+        ({"points": [[3, 5]], "frame": 6}, r"frame=6: allowed is 0 to 5, the frames of clip\.mp4"),
+        ({"mask": "black.png"}, r"black\.png: contains no object"),
         ({"keypoints": "none.csv"}, r"none\.csv: no such file of keypoints"),
+        ({"keypoints": "late.csv"}, r"late\.csv: point a is on frame 6, but clip\.mp4 has frames 0 to 5"),
+        (
+            {"keypoints": "aside.csv"},
+            r"aside\.csv: point a at \[nan,2\] is outside the frame of 64 x 48 pixels",
+        ),
     ],
 )
 def test_invalid_options_are_errors(folder, options, message):
+    write_mask(folder / "black.png", np.zeros((48, 64), np.uint8))
+    (folder / "late.csv").write_text("point,x,y,frame\na,1,2,6\n")
+    (folder / "aside.csv").write_text("point,x,y\na,nan,2\n")
     files = {"mask", "keypoints"}
     options = {k: str(folder / v) if k in files else v for k, v in options.items()}
     if "masks" in options:

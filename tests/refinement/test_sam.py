@@ -205,5 +205,5 @@ def test_the_defaults_are_those_of_the_embedded_models_configuration():
 
 @pytest.mark.parametrize("negative_points", [0, 4])
 def test_disabling_every_prompt_is_refused_before_the_checkpoint_is_read(negative_points):
-    with pytest.raises(OptionError, match="box=False: allowed is true where mask=false"):
+    with pytest.raises(OptionError, match="box=false: allowed is true where mask=false"):
         load_refiner("no.pth", box=False, mask=False, positive_points=0, negative_points=negative_points)

@@ -45,7 +45,7 @@ def test_the_embedded_model_is_complete_and_small():
         ("nowhere.pth", "nowhere.pth: no such file"),
         ("sam_vit_b_01ec64.pth", "refinement.download=true"),
         ("embedded:other", "embedded:sam_tiny"),
-        (None, "checkpoint=None"),
+        (None, "checkpoint=null"),
     ],
 )
 def test_a_missing_file_is_named_with_a_remedy(checkpoint, message, tmp_path, monkeypatch):

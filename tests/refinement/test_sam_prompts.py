@@ -142,7 +142,7 @@ def test_options_out_of_range_are_named(option):
 def test_without_a_prompt_that_locates_the_object_the_options_are_named(negative_points):
     disabled = {"box": False, "mask": False, "positive_points": 0, "negative_points": negative_points}
     with pytest.raises(
-        OptionError, match="box=False: allowed is true where mask=false and positive_points=0"
+        OptionError, match="box=false: allowed is true where mask=false and positive_points=0"
     ):
         PromptSettings(**disabled)
     for kind in ({"box": True}, {"mask": True}, {"positive_points": 1}):

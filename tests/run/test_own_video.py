@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -104,6 +105,28 @@ def test_masks_from_a_later_frame_on(command, own, tmp_path):
     found = masks(tmp_path / "out" / "masks" / "clip")
     assert not any(mask.any() for mask in found[:4])
     assert np.array_equal(found[4], CLIP.truth[4])
+
+
+def test_a_nearly_empty_object_is_warned_of_with_its_frame_and_pixels(command, tmp_path):
+    mask = CLIP.truth[0].copy()
+    mask[60, 40:43] = 2
+    write_mask(tmp_path / "mask.png", mask)
+    status, printed, errors = command(f"data.mask={tmp_path / 'mask.png'}", "output.report=true")
+    assert (status, errors) == (0, "")
+    warning = json.loads((tmp_path / "out" / "results.json").read_text())["sequences"]["clip"]["warning"]
+    assert "object 2: 3 pixels on frame 00000" in warning
+    assert "object 1" not in warning
+    assert f"warning: clip: {warning}" in " ".join(printed.split())
+    assert "3 pixels on frame 00000" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("max_side", "few"), [(None, False), (96, False), (24, True)])
+def test_pixels_of_an_object_are_counted_as_the_model_sees_them(max_side, few):
+    clip = replace(CLIP, max_side=max_side)
+    said = f"object 1: 256 pixels on frame 00000, 16 with data.max_side={max_side}"
+    assert (said in (clip.warning() or "")) is few
+    later = {0: CLIP.truth[0], 3: np.pad([[1]], ((0, 63), (0, 95))).astype(np.uint8)}
+    assert replace(CLIP, given=later).warning() is None, "only where an object is first given"
 
 
 def test_larger_frames_are_reduced_and_masks_are_not(command, own, tmp_path):
