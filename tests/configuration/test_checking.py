@@ -100,7 +100,7 @@ def every_key() -> dict[str, Key]:
         settings = composed(group, choice)
         node = group_at(settings, group)
         kinds = options(group, choice)
-        for key in {*kinds, *(key for key in node if key[0] != "_")}:
+        for key in dict.fromkeys([*kinds, *(key for key in node if key[0] != "_")]):
             kind = kinds.get(key, Any)
             if kind is not Any:
                 found[f"{node['_target_'].rpartition('.')[2]} {group}.{key}"] = Key(
