@@ -14,9 +14,15 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PAGES = README + (ROOT / "docs/ablation.md").read_text(encoding="utf-8")
+PAGES = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+PAGES = re.sub(r"\\\n\s*", " ", PAGES)  # continued lines
 COMMANDS = sorted(
     set(re.findall(r"(?:^    |^|`)(python (?:evaluate|train)\.py[^`\n]*)", PAGES, re.MULTILINE))
+)
+
+
+MODULES = sorted(
+    set(re.findall(r"(python -m (?:benchmarks|pretraining|drift)[^`|\n]*)", PAGES, re.MULTILINE))
 )
 
 
@@ -55,6 +61,20 @@ def test_commands_compose(command: str) -> None:
     ]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         compose(words[1].removesuffix(".py"), overrides)
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_modules_and_their_options_exist(command: str) -> None:
+    """Every `python -m` of this repository names a module, and options that its parser has."""
+    module, *words = shlex.split(command.partition("#")[0])[2:]
+    path = ROOT / module.replace(".", "/")
+    sources = [path.with_suffix(".py"), path / "__main__.py"]
+    source = next(found for found in sources if found.is_file()).read_text(encoding="utf-8")
+    shared = (ROOT / "benchmarks" / "measuring.py").read_text(encoding="utf-8")
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+            assert f'"{option}"' in source + shared, f"{module} has no option {option}"
 
 
 def test_cited_sections_of_the_method_exist() -> None:

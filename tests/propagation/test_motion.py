@@ -174,3 +174,17 @@ def test_an_object_can_be_removed_that_frames_in_memory_do_not_know():
     assert iou(tracker.step(frames[2][0]).mask().numpy(), frames[2][1]) > 0.7
     with pytest.raises(InputError, match=r"object 2 is not tracked; the tracked objects are: 1"):
         tracker.remove(2)
+
+
+def test_nothing_is_invented_after_a_cut_to_another_scene():
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"follow": True, "background_weight": 0.98})
+    tracker.step(*picture((40, 60)))
+    sea = np.random.default_rng(1).integers(0, 80, (*SIZE, 3), dtype=np.uint8)
+    sea[..., 2] += 100
+    assert not any(tracker.step(sea).mask().any() for _ in range(6))
+
+
+def test_still_frames_keep_the_mask():
+    masks, truth = tracked([[(40, 60)]] * 8, follow=True)
+    assert np.array_equal(masks[-1], masks[1])
+    assert iou(masks[-1], truth[0]) > 0.97
