@@ -107,7 +107,7 @@ def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
     if isinstance(node, DictConfig) and last in _options(where, node):
         return f"{key}: has no value to replace; add it as +{key}=VALUE"
     if others := _choices_with(last, where, config_dir):
-        return f"{key}: no such key; it is an option of {' and '.join(others)}"
+        return f"{key}: no such key; it is an option of {' or '.join(others)}"
     hint = _hint(key, keys, config)
     return f"{key}: no such key; {hint}{where or 'the configuration'} has {_keys(node)}"
 
