@@ -29,9 +29,6 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
-        _, _, value = str(error.override).partition("=")
-        if value.count("{") > value.count("}") or value.count("[") > value.count("]"):
-            return f'{error.override}: incomplete; put all of it in quotes, as "data.masks={{0: a.png, 5: b.png}}"'
         return (
             f"{error.override}: cannot be read as key=value ({first_line(error)}); names with other characters than "
             """letters, digits and _ - . / need quotes, as in "data.sequences=['clip (1)',other]\""""
