@@ -66,6 +66,8 @@ def open_frames(path: Path, *, frames_per_second: float = 24.0) -> FrameSource:
         files = frames_in(path)
         names = [file.stem for file in files]
         return FrameSource(FrameFiles(files), names, read_frame(files[0]).shape[:2], frames_per_second)
+    if path.suffix.lower() in _FRAME_SUFFIXES and path.is_file():
+        raise InputError(f"{path}: an image, not a video; give the folder of the images")
     index = index_video(path)
     frames = VideoFrames(index)
     return FrameSource(

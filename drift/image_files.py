@@ -116,6 +116,10 @@ def read_mask(path: Path, *, binary: bool | None = False) -> np.ndarray:
 
 def _from_colours(path: Path, image: Image.Image, binary: bool | None) -> np.ndarray:
     """The grey values of an RGB mask, which is allowed for one object in black and white."""
+    if image.mode == "F":
+        raise InputError(
+            f"{path}: contains floating-point numbers; save object ids as an indexed (palette) PNG"
+        )
     colours = np.array(image.convert("RGB"))
     black_and_white = binary is None or set(np.unique(colours).tolist()) <= {0, 255}
     if binary is not False and black_and_white and (colours == colours[..., :1]).all():

@@ -44,6 +44,8 @@ def test_frames_of_sixteen_bits_are_read_with_eight(tmp_path):
         Image.fromarray(numbers).save(tmp_path / "frame.tif")
         with pytest.raises(InputError, match=rf"frame\.tif: contains {kind} numbers"):
             read_frame(tmp_path / "frame.tif")
+        with pytest.raises(InputError, match=r"frame\.tif: contains (floating-point|object id -9)"):
+            read_mask(tmp_path / "frame.tif")
 
 
 def test_masks_of_negative_ids_are_an_error(tmp_path):

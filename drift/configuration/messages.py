@@ -29,9 +29,6 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
-        _, _, value = str(error.override).partition("=")
-        if value.count("{") > value.count("}") or value.count("[") > value.count("]"):
-            return f'{error.override}: incomplete; put all of it in quotes, as "data.masks={{0: a.png, 5: b.png}}"'
         return (
             f"{error.override}: cannot be read as key=value ({first_line(error)}); names with other characters than "
             """letters, digits and _ - . / need quotes, as in "data.sequences=['clip (1)',other]\""""
@@ -107,7 +104,7 @@ def _explain_unknown(key: str, config_dir: Path, config_name: str) -> str:
     if isinstance(node, DictConfig) and last in _options(where, node):
         return f"{key}: has no value to replace; add it as +{key}=VALUE"
     if others := _choices_with(last, where, config_dir):
-        return f"{key}: no such key; it is an option of {' and '.join(others)}"
+        return f"{key}: no such key; it is an option of {' or '.join(others)}"
     hint = _hint(key, keys, config)
     return f"{key}: no such key; {hint}{where or 'the configuration'} has {_keys(node)}"
 

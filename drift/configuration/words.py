@@ -99,6 +99,15 @@ def _check(word: str, groups: set[str], config_dir: Path) -> None:
         raise DriftError(f"{word!r}: cannot be read as key=value")
     if equals and not value and key in ("hydra.run.dir", "hydra.sweep.dir"):
         raise OptionError(key, value, "a folder")
+    is_open = value[:1] in ("{", "[") and not value.endswith(("}", "]"))
+    if is_open and not _is_text(key) and _parsed(word) is None:
+        raise DriftError(
+            f'{word}: incomplete; put all of it in quotes, as "data.masks={{0: a.png, 5: b.png}}"'
+        )
+    if not equals and word[0] != "~":
+        raise DriftError(
+            f"{word}: cannot be read as key=value; --help lists the keys; values with spaces need quotes"
+        )
     override = _parsed(word) if equals and key in groups else None
     if override and not override.is_sweep_override() and not isinstance(override.value(), (str, list)):
         choices = sorted(path.stem for path in (config_dir / key).glob("*.yaml"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -356,3 +357,15 @@ def test_choices_are_those_of_the_library():
 
 def test_values_are_shown_as_they_are_written():
     assert shown({"a": [1, None, True], "b": math.inf}) == "{a: [1,null,true], b: inf}"
+
+
+@pytest.mark.parametrize("name", ["drift", "train", "demo"])
+def test_help_names_options_and_words_that_exist(name):
+    text = (CONFIGS / "hydra" / "help" / f"{name}.yaml").read_text()
+    known = {key.full for key in KEYS.values()} | {f"{group.replace('.', '/')}" for group in GROUPS}
+    known |= {"hydra/launcher", "experiment", "seed"}
+    named = set(re.findall(r"(?<![\w./-])([a-z][a-z_./]*[a-z])=", text)) - {"key", "group"}
+    assert named
+    assert named <= known
+    formats = get_args(get_args(get_type_hints(Output)["formats"])[0])
+    assert name != "drift" or ", ".join(formats) in " ".join(text.split())

@@ -116,6 +116,7 @@ def test_choices_below_a_folder_are_spelled_out():
         (["propagation=3"], ["propagation=3: allowed is "]),
         (["=3"], ["'=3': cannot be read as key=value"]),
         ([""], ["'': cannot be read as key=value"]),
+        (["data=video", "data"], ["data: cannot be read as key=value; --help lists the keys"]),
         (["--cfg", "jobb"], ["--cfg jobb: allowed is job, hydra, all"]),
         (["--package"], ["--package: needs a value"]),
         (["--config-name", "nope"], ["--config-name nope: allowed is demo, evaluate, train"]),

@@ -114,6 +114,12 @@ def test_invalid_options_are_errors(folder, options, message):
     assert "\n" not in str(raised.value)
 
 
+def test_an_image_is_no_video(folder):
+    write_mask(folder / "black.png", np.zeros((48, 64), np.uint8))
+    with pytest.raises(InputError, match=r"black\.png: an image, not a video; give the folder"):
+        Video(folder / "black.png", box=[0, 0, 1, 1]).setup()
+
+
 def test_a_path_exists():
     with pytest.raises(OptionError, match="path="):
         Video("none.mp4", box=[0, 0, 1, 1])
