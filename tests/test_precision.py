@@ -35,7 +35,10 @@ def test_auto_is_the_fast_precision_of_the_device(device, capabilities, expected
 
 @pytest.mark.parametrize("name", ["half", "fp16", None, 16, "double"])
 def test_another_precision_is_refused(name):
-    with pytest.raises(OptionError, match=f"precision={name}: allowed is auto, float32, bfloat16, float16"):
+    with pytest.raises(
+        OptionError,
+        match=f"precision={'null' if name is None else name}: allowed is auto, float32, bfloat16, float16",
+    ):
         resolved_precision(name, "cpu")
 
 

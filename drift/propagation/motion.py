@@ -102,9 +102,8 @@ def displacement(
     to_y, to_x = y[:, None] + moves[:, 0], x[:, None] + moves[:, 1]
     inside = (to_y >= 0) & (to_y < rows) & (to_x >= 0) & (to_x < columns)
     places = to_y.clamp(0, rows - 1) * columns + to_x.clamp(0, columns - 1)
-    scores = weights @ (
-        similar.gather(1, places) * inside
-    )  # a token that leaves the frame is similar to nothing
+    similar = similar.gather(1, places) * inside  # a token that leaves the frame is similar to nothing
+    scores = similar.mT @ weights
     best = (scores - _INERTIA * moves.float().norm(dim=1)).argmax()
     return moves[best].float() * _POOL
 

@@ -310,7 +310,7 @@ def test_a_prompt_on_a_backbone_without_one_is_refused_in_one_line():
     [
         (Adaptation(Single("nowhere")), "head_weighting.layer=nowhere"),
         (Adaptation(Learned(layer_weights={"nowhere": 1})), "head_weighting.layer_weights="),
-        (Adaptation(Fixed()), "head_weighting.layer_weights=None"),
+        (Adaptation(Fixed()), "head_weighting.layer_weights=null"),
         (
             Adaptation(textual_inversion=PromptOptions(cross_layers=["nowhere"])),
             "textual_inversion.cross_layers",
