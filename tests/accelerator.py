@@ -223,6 +223,7 @@ def pretended_accelerator() -> Iterator[torch.device]:
         return nullcontext() if device_type == DEVICE.type else autocast(device_type, *args, **kwargs)
 
     def run_thread(thread: threading.Thread) -> None:
+        torch._C._set_only_lift_cpu_tensors(True)  # like the mode, of one thread
         with _PretendedDevice():
             run(thread)
 
