@@ -111,7 +111,7 @@ class ProgressFolder:
             found = _read(path)
             if found is not None:
                 _, settings = found
-                _refuse(path, {**self.settings, "the clip": settings["the clip"]}, settings)
+                _refuse(path, {**self.settings, "the clip": settings.get("the clip", "unknown")}, settings)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _read(path: Path) -> tuple[ClipProgress, dict[str, str]] | None:
         state = fields.pop("tracker")
         tracker = None if state is None else _tracker_state(state, tensors)
         return ClipProgress(**fields, tracker=tracker), json.loads(metadata["settings"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
 

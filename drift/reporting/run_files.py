@@ -88,7 +88,7 @@ def read_run(folder: Path) -> RunFiles:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: does not contain the results of a run")
