@@ -2,7 +2,7 @@
 
 An object's displacement between two frames maximises the mean cosine similarity between its tokens in the one and the
 tokens at the displaced positions in the other, less a penalty for the distance. The neighbourhoods of the tiles that
-the object is expected to cover are centred on its position in each memory frame; all others stay where they are.
+the object alone is expected to cover are centred on its position in each memory frame; all others stay where they are.
 
 An object that the newest memory frame does not show is searched for in the whole frame, from the newest frame that
 shows it. A wrong position does little harm: the frames without the object still contribute the tokens of that very
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +47,7 @@ def object_offsets(
     height, width = labels[0].shape[:2]
     tiles = -(-height // TILE), -(-width // TILE)
     offsets = torch.zeros(len(keys), *tiles, 2, dtype=torch.long, device=queries.device)
-    expected = torch.zeros(tiles, device=queries.device)  # largest probability of an object near each tile
+    objects_near = torch.zeros(tiles, dtype=torch.long, device=queries.device)
     target = _pooled(queries)
     for channel, positions in enumerate(positions_of(labels), start=1):
         shown = positions.isfinite().all(1).nonzero()[:, 0].tolist()
@@ -60,8 +60,9 @@ def object_offsets(
         shifts = (positions - positions[newest] - moved).nan_to_num().round().long()
         shifts[shifts.abs().amax(1) < slack] = 0
         near = _near_tiles(probability, moved)
-        offsets[:, near > expected] = shifts[:, None]
-        expected = expected.maximum(near)
+        offsets[:, near] = shifts[:, None]
+        objects_near += near
+    offsets[:, objects_near > 1] = 0  # one object's offset would hide the other
     return list(offsets) if offsets.any() else None
 
 
@@ -124,9 +125,9 @@ def _pool(values: Float[Tensor, "height width channels"]) -> Float[Tensor, "rows
 
 def _near_tiles(
     probability: Float[Tensor, "height width"], moved: Float[Tensor, " axes"]
-) -> Float[Tensor, "tile_rows tile_columns"]:
-    """Largest probability of a displaced object within a tile's length of each tile; 0 below half of its maximum."""
+) -> Bool[Tensor, "tile_rows tile_columns"]:
+    """Tiles with a displaced object within a tile's length: a token above half of its largest probability."""
     down, right = (int(n) for n in moved)
     near = F.max_pool2d(F.pad(probability, (right, -right, down, -down))[None, None], 2 * TILE + 1, 1, TILE)
     tiles = F.max_pool2d(near, TILE, ceil_mode=True)[0, 0]
-    return tiles * (tiles > probability.max() / 2)
+    return tiles > probability.max() / 2
