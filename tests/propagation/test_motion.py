@@ -89,6 +89,21 @@ def test_only_tiles_near_a_moved_object_look_where_it_was():
     assert offsets[0][0, 9].tolist() == [0, 0]
 
 
+def test_tiles_near_several_objects_keep_their_place():
+    tokens = [
+        F.avg_pool2d(torch.tensor(picture(*places)[0]).permute(2, 0, 1)[None] / 255, 2).permute(0, 2, 3, 1)
+        - 0.5
+        for places in (((40, 20), (40, 140)), ((40, 60), (40, 100)))
+    ]
+    labels = torch.zeros(48, 80, 3)
+    labels[20:28, 10:18, 1] = labels[20:28, 70:78, 2] = 1
+    offsets = object_offsets(tokens[1], [tokens[0]], [labels], slack=2)
+    assert offsets is not None
+    assert offsets[0][3, 3].tolist() == [0, -20]
+    assert offsets[0][3, 5].tolist() == [0, 0], "both are near"
+    assert offsets[0][3, 7].tolist() == [0, 20]
+
+
 @pytest.mark.parametrize("affinity", ["cosine", "attention"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_an_object_faster_than_the_radius_is_followed(affinity, layers):
