@@ -48,7 +48,7 @@ def object_offsets(
     tiles = -(-height // TILE), -(-width // TILE)
     offsets = torch.zeros(len(keys), *tiles, 2, dtype=torch.long, device=queries.device)
     objects_near = torch.zeros(tiles, dtype=torch.long, device=queries.device)
-    target = _pooled(queries)
+    target, pooled = _pooled(queries), dict[int, Tensor]()
     for channel, positions in enumerate(positions_of(labels), start=1):
         shown = positions.isfinite().all(1).nonzero()[:, 0].tolist()
         if not shown:
@@ -56,7 +56,9 @@ def object_offsets(
         newest = shown[-1]
         reach = _REACH if newest == len(keys) - 1 else max(target.shape[:2])
         probability = labels[newest][..., channel]
-        moved = displacement(target, _pooled(keys[newest]), probability, reach)
+        if newest not in pooled:  # once for all objects
+            pooled[newest] = _pooled(keys[newest])
+        moved = displacement(target, pooled[newest], probability, reach)
         shifts = (positions - positions[newest] - moved).nan_to_num().round().long()
         shifts[shifts.abs().amax(1) < slack] = 0
         near = _near_tiles(probability, moved)
@@ -128,6 +130,6 @@ def _near_tiles(
 ) -> Bool[Tensor, "tile_rows tile_columns"]:
     """Tiles with a displaced object within a tile's length: a token above half of its largest probability."""
     down, right = (int(n) for n in moved)
-    near = F.max_pool2d(F.pad(probability, (right, -right, down, -down))[None, None], 2 * TILE + 1, 1, TILE)
-    tiles = F.max_pool2d(near, TILE, ceil_mode=True)[0, 0]
+    displaced = F.pad(probability, (right, -right, down, -down))[None, None]
+    tiles = F.max_pool2d(displaced, 3 * TILE, stride=TILE, padding=TILE, ceil_mode=True)[0, 0]
     return tiles > probability.max() / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -101,6 +102,8 @@ class GuardedLoggers:
             self._guarded("end", logger.save)
             if isinstance(logger, WandbLogger) and self._is_global_zero:
                 self._guarded("end", partial(_end_run, logger, exit_code))
+                if "end" in self._failed:
+                    _end_service()
 
     def _guarded(self, kind: str, work: Callable[[], object]) -> None:
         try:
@@ -113,3 +116,11 @@ class GuardedLoggers:
 
 def _end_run(logger: WandbLogger, exit_code: int) -> None:
     logger.experiment.finish(exit_code=exit_code)
+
+
+def _end_service() -> None:
+    """Ends W&B's service after a failure: otherwise W&B does at exit, with a traceback if the service has died."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
