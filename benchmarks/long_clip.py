@@ -28,25 +28,28 @@ from drift.module import TrackingModule
 from drift.reporting.output_folder import OutputFolder
 from drift.resuming import ProgressFolder
 
+__all__ = ["main", "reduced", "run", "write_long"]
+
 
 def write_long(path: Path, frames: int, side: int) -> Path:
     """Writes the sample clip as an mp4, played forwards and backwards, with a longer side of `side` pixels."""
     (sample,) = Sample().predict_dataloader()
-    pictures = [_reduced(frame, side, cv2.INTER_AREA) for frame in sample.frames]
+    pictures = [reduced(frame, side) for frame in sample.frames]
     there_and_back = [*pictures, *pictures[-2:0:-1]]
     options = {"crf": "20", "preset": "ultrafast"}
     video = VideoEncoder(path, codec="libx264", pixels="yuv420p", options=options)
     for index in range(frames):
         video.add(there_and_back[index % len(there_and_back)], index / 24)
     video.close()
-    write_mask(path.with_suffix(".png"), _reduced(sample.given[0], side, cv2.INTER_NEAREST))
+    write_mask(path.with_suffix(".png"), reduced(sample.given[0], side, mask=True))
     return path
 
 
-def _reduced(picture: np.ndarray, side: int, interpolation: int) -> np.ndarray:
+def reduced(picture: np.ndarray, side: int, *, mask: bool = False) -> np.ndarray:
+    """A frame or a mask with a longer side of about `side` pixels; both sides are even, for video."""
     scale = side / max(picture.shape[:2])
     height, width = (2 * round(length * scale / 2) for length in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=interpolation)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST if mask else cv2.INTER_AREA)
 
 
 def run(video: Path, formats: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from drift.configuration.messages import blamed, explain, first_line
 from drift.configuration.words import prepared_words
@@ -281,7 +282,7 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
         main()
         if SweepSummary.failed:  # runs in other processes
             status = 2
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         status = _fail(explain(error, config_dir, config_name))
     except OSError as error:  # the output folder, which Hydra creates, or a launcher without its cluster
         if error.filename is None:

@@ -41,6 +41,14 @@ def replaced(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return [*(word for word in words if word.partition("=")[0] not in keys), *overrides]
 
 
+def few_steps(words: Sequence[str]) -> list[str]:
+    """Words of a command line, with few steps for the default adaptation: small random models learn nothing."""
+    chosen = any(
+        word.startswith(("adaptation", "experiment=", "+experiment", "backbone=", "--")) for word in words
+    )
+    return [*words] if chosen else [*words, "adaptation.textual_inversion.steps=2"]
+
+
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Random uint8 values."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

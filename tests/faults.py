@@ -28,10 +28,11 @@ from examples import moving_square, write_davis  # noqa: E402
 __all__ = ["COMMANDS", "Faults", "main", "outcome"]
 
 _STEPS = ("adaptation=drift", "adaptation.textual_inversion.steps=6", "adaptation.head_weighting.steps=6")
+_PLAIN = ("logger=none", "adaptation=none", "refinement=none", "output.report=false")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "logger.mode=offline", "adaptation.textual_inversion.steps=40"),
-    "processes": ("evaluate", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=none"),
-    "sweep": ("evaluate", "-m", "propagation.top_k=3,5", "hydra/launcher=basic", "logger=none"),
+    "processes": ("evaluate", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *_PLAIN),
+    "sweep": ("evaluate", "-m", "propagation.top_k=3,5", "hydra/launcher=basic", *_PLAIN),
     "train": ("train", *_STEPS, "logger=none"),
 }
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

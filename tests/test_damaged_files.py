@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 import warnings
 import zipfile
 import zlib
@@ -22,14 +23,17 @@ from examples import moving_square, write_davis, write_video
 from PIL import Image
 from safetensors.torch import save_file
 
+import evaluate
 from datamodules.davis import Davis2016, Davis2017
 from datamodules.long_videos import LongVideos
 from datamodules.video import read_keypoints
 from datamodules.youtube_vos import YouTubeVos
 from drift.adaptation.adapter_files import load_adapter, save_adapter
-from drift.backbones import Features, load_backbone
+from drift.backbones import Features, StableDiffusion, load_backbone
 from drift.backbones.cache import FeatureCache
+from drift.backbones.lora import fuse_lora
 from drift.checkpoint_files import read_json
+from drift.command_line import run
 from drift.download import extract
 from drift.errors import DriftError, InputError
 from drift.formats.tables import points_by_frame
@@ -429,3 +433,50 @@ def test_a_damaged_checkpoint_is_named_in_one_line(checkpoint, tmp_path, name):
         path.write_bytes(changed)
         line = refusal(lambda: load_backbone(str(folder), layers=["up_blocks.2.attentions.0"]))
         assert line is None or (str(folder) in line and len(line.splitlines()) == 1)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_damaged_lora_is_named_in_one_line(checkpoint, tmp_path):
+    pytest.importorskip("peft", reason="LoRA needs the package peft")
+    backbone = load_backbone(str(checkpoint), layers=["up_blocks.2.attentions.0"])
+    assert isinstance(backbone, StableDiffusion)
+    module = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = backbone.unet.get_submodule(module).weight.shape[0]
+    path = tmp_path / "mine.safetensors"
+    names = (f"unet.{module}.lora_A.weight", f"unet.{module}.lora_B.weight")
+    save_file(dict(zip(names, (torch.ones(2, width), torch.ones(width, 2)), strict=True)), path)
+    content = path.read_bytes()
+    fuse_lora(path, backbone.unet, None)
+    for changed in [*(damaged(content, seed) for seed in range(24)), *OTHER_KINDS.values()]:
+        path.write_bytes(changed)
+        line = refusal(lambda: fuse_lora(path, backbone.unet, None))
+        assert line is None or (path.name in line and len(line.splitlines()) == 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [1,\n  b", "mine.yaml, line 2: not valid YAML"),
+        (b"# @package _global_\n\tpropagation: 3", "mine.yaml, line 2: not valid YAML"),
+        (b"# @package _global_\nseed: 1\nseed: 2", "mine.yaml, line 3: not valid YAML (found duplicate key"),
+        (b"seed: !!python/object/apply:os.abort []", "mine.yaml, line 1: not valid YAML"),
+        (b"\0", "mine.yaml"),
+        ("a: é".encode("latin-1"), "mine.yaml: not a text file in UTF-8"),
+        (
+            b"# @package _global_\npropagatoin:\n  top_k: 3",
+            "propagatoin: no such group; did you mean propagation?",
+        ),
+        (b"propagation:\n  top_k: 3", "experiment: its file must start with the line `# @package _global_`"),
+        (b"- 1", "experiment: its file must start with the line"),
+        (b"# @package _global_\nseed: ${nothing}", "Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_damaged_experiment_is_named_in_one_line(content, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config-dir", str(tmp_path), "experiment=mine"])
+    assert run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert said in errors
+    assert errors.count("\n") == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from drift.errors import OptionError
+from drift.configuration.groups import GROUPS
+from drift.errors import DriftError, OptionError
 
 __all__ = ["CONTRADICTIONS", "group_at"]
 
@@ -18,6 +20,30 @@ def group_at(settings: Settings, path: str, target: str = "") -> Settings:
     for key in path.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None
     return node if isinstance(node, Mapping) and str(node.get("_target_")).endswith(target) else {}
+
+
+def _an_experiment_sets_options(settings: Settings) -> None:
+    if settings.get("experiment") is not None:
+        raise DriftError(
+            "experiment: its file must start with the line `# @package _global_`, or has no effect"
+        )
+
+
+def _no_group_is_misspelt(settings: Settings) -> None:
+    groups = {name.partition(".")[0] for name in GROUPS} | {"output", "page"}
+    for name, node in settings.items():
+        if name not in groups and isinstance(node, Mapping) and (near := get_close_matches(name, groups, 1)):
+            raise DriftError(f"{name}: no such group; did you mean {near[0]}?")
+
+
+def _clicks_on_one_pixel_agree(settings: Settings) -> None:
+    video = group_at(settings, "data", ".Video")
+    labels: dict[tuple[float, ...], int] = {}
+    for point, label in zip(video.get("points") or (), video.get("labels") or (), strict=False):
+        if labels.setdefault(tuple(point), label) != label:
+            raise OptionError(
+                "data.labels", video["labels"], f"one label for the two clicks on {list(point)}"
+            )
 
 
 def _inversion_takes_steps_up_to_the_timestep(settings: Settings) -> None:
@@ -105,6 +131,8 @@ def _every_click_has_a_label(settings: Settings) -> None:
 
 
 CONTRADICTIONS: Sequence[Callable[[Settings], None]] = (
+    _an_experiment_sets_options,
+    _no_group_is_misspelt,
     _inversion_takes_steps_up_to_the_timestep,
     _diffusion_loss_needs_noise,
     _adapters_are_read_where_something_is_learned,
@@ -114,4 +142,5 @@ CONTRADICTIONS: Sequence[Callable[[Settings], None]] = (
     _a_frame_has_one_mask,
     _only_masks_are_tracked_backwards,
     _every_click_has_a_label,
+    _clicks_on_one_pixel_agree,
 )

@@ -227,6 +227,7 @@ class Propagation(TypedDict, total=False):
     radius: Whole | None
     follow: bool
     memory_frames: Whole
+    given_frames: Count
     memory_labels: Literal["soft", "hard"]
     background_weight: Positive
     min_confidence: Share

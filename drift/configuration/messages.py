@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -25,7 +27,11 @@ def first_line(error: BaseException) -> str:
 
 
 def explain(error: Exception, config_dir: Path, config_name: str) -> str:
-    """One line that names the key, the value and the allowed values."""
+    """One line that names the key, the value and the allowed values, or the configuration file that is damaged."""
+    if isinstance(error, yaml.YAMLError):
+        return _explain_file(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_not_text(config_dir)}: not a text file in UTF-8"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_choice(str(error.missing_cfg_file), error.options or (), config_dir)
     if isinstance(error, OverrideParseException):
@@ -45,6 +51,26 @@ def explain(error: Exception, config_dir: Path, config_name: str) -> str:
     if "node `output`" in str(error):
         return "output: has options, such as output.dir=FOLDER, and no value of its own"
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def _explain_file(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem})"
+    return f"{getattr(error, 'name', 'a configuration file')}: not valid YAML ({first_line(error)})"
+
+
+def _not_text(config_dir: Path) -> str:
+    """The configuration file that is not in UTF-8, of ours and of the folder that `--config-dir` adds."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, default=config_dir)
+    given = parser.parse_known_args(sys.argv[1:])[0].config_dir
+    for folder in (given, config_dir):
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                return str(path)
+    return "a configuration file"
 
 
 def blamed(group: str, options: Mapping[str, Any], message: str) -> str:

@@ -1,4 +1,4 @@
-"""Memory of the tracker: all frames with a given mask, and the last n of the others (`docs/method.md`, "Memory")."""
+"""Memory of the tracker: frames with a given mask, and the last n of the others (`docs/method.md`, "Memory")."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RememberedFrame:
 
     Attributes:
         index: index of the frame in the clip, from 0.
-        given: whether its mask or points were given; such a frame is never dropped.
+        given: whether its mask or points were given.
         keys: keys of each layer, `(heads, height, width, dim)`.
         labels: labels on the grid of each layer, `(height, width, channels)`, background first.
         points: heat of the points on the grid of each layer, `(height, width, points)`.
@@ -52,11 +52,18 @@ class RememberedFrame:
 
 
 class Memory:
-    """The frames that a target frame attends to. Its size does not grow with the length of the clip."""
+    """The frames that a target frame attends to. Its size does not grow with the length of the clip.
 
-    def __init__(self, recent: int) -> None:
-        """`recent`: number of predicted frames that are kept, beside those with a given mask; 0 or more."""
+    Args:
+        recent: number of predicted frames that are kept; 0 or more.
+        given: number of frames with a given mask that are kept; 1 or more. Frames that give an object or a point for
+            the first time stay in any case, as long as it is tracked. Of the others the oldest are dropped first.
+    """
+
+    def __init__(self, recent: int, given: int) -> None:
         whole_number("memory_frames", recent, minimum=0)
+        whole_number("given_frames", given, minimum=1)
+        self._limit = given
         self._given: list[RememberedFrame] = []
         self._recent: deque[RememberedFrame] = deque(maxlen=recent)
 
@@ -78,13 +85,24 @@ class Memory:
         return [(least, [frame for frame in frames if frame.known >= least]) for least in known]
 
     def add(self, frame: RememberedFrame) -> None:
-        """Adds a frame; without a given mask, it is dropped after `recent` newer frames."""
-        (self._given if frame.given else self._recent).append(frame)
+        """Adds a frame, for which an older one is dropped if there are too many."""
+        if frame.given:
+            self._given.append(frame)
+            self._drop_given()
+        else:
+            self._recent.append(frame)
 
     def forget(self, channel: int) -> None:
         """Removes the channel of an object from all frames; its probability goes to the background."""
         self._given = [_without(frame, channel) for frame in self._given]
         self._recent = deque((_without(frame, channel) for frame in self._recent), self._recent.maxlen)
+        self._drop_given()
+
+    def _drop_given(self) -> None:
+        known = [(1, 0), *(frame.known for frame in self._given)]
+        unneeded = [place for place in range(len(self._given) - 1) if known[place + 1] == known[place]]
+        dropped = unneeded[: max(len(self._given) - self._limit, 0)]
+        self._given = [frame for place, frame in enumerate(self._given) if place not in dropped]
 
 
 def _without(frame: RememberedFrame, channel: int) -> RememberedFrame:

@@ -77,7 +77,8 @@ class Tracker:
     Args:
         backbone: computes the features of a frame.
         affinity, heads, temperature, top_k, radius, follow: see `PropagationOptions`.
-        memory_frames: number of predicted frames in the memory, beside those whose mask was given.
+        memory_frames, given_frames: numbers of predicted frames and of frames with a given mask in the memory, see
+            `Memory`.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
             value just below 1 compensates for the probability that objects lose with each propagation.
@@ -117,6 +118,7 @@ class Tracker:
         radius: int | None = 12,
         follow: bool = False,
         memory_frames: int = 7,
+        given_frames: int = 8,
         memory_labels: str = "soft",
         background_weight: float = 1.0,
         min_confidence: float = 0.0,
@@ -133,7 +135,7 @@ class Tracker:
         self.background_weight, self.min_confidence = background_weight, min_confidence
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
-        self.memory = Memory(memory_frames)
+        self.memory = Memory(memory_frames, given_frames)
         self.object_ids: tuple[int, ...] = ()
         self.point_names: tuple[str, ...] = ()
         self.stopwatch = stopwatch or Stopwatch()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from drift.clip import Clip
+from drift.errors import OptionError
 from drift.formats import SegmentedFrame
 from drift.propagation.tracker import Tracker
 from drift.reporting.attention_figure import AttentionView, draw_attention
@@ -38,6 +39,9 @@ def keep_clip_attention(
         folder: output folder of the run.
         chosen: x and y of the queries in pixels; None for the defaults, see `default_points`. If no object is
             visible, the mask of the first given frame supplies the defaults.
+
+    Raises:
+        OptionError: a chosen query is outside the frame.
     """
     frame = clip.reduced_frame(segmented.frame)
     size = (frame.shape[0], frame.shape[1])
@@ -73,6 +77,12 @@ def _queries(
 ) -> list[QueryPoint]:
     scale_y, scale_x = size[0] / segmented.frame.shape[0], size[1] / segmented.frame.shape[1]
     if chosen:
+        height, width = segmented.frame.shape[:2]
+        for x, y in chosen:
+            if not (0 <= x < width and 0 <= y < height):
+                raise OptionError(
+                    "output.attention_points", f"[{x:g},{y:g}]", f"pixels of a {width} x {height} frame"
+                )
         return chosen_points([(x * scale_x, y * scale_y) for x, y in chosen], size)
     points = [point._replace(x=point.x * scale_x, y=point.y * scale_y) for point in segmented.points]
     mask = clip.reduced_mask(segmented.mask)

@@ -68,6 +68,7 @@ def _start(mode: str, **options: str | None) -> WandbLogger:
         init_timeout=30,
         finish_timeout=_FINISH_SECONDS,
         finish_timeout_raises=True,
+        reinit="create_new",  # also where an earlier run of a sweep could not end
     )
     logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
     # Lightning passes this argument, and W&B warns that it has no effect.

@@ -284,6 +284,7 @@ VIDEO = ["data=video", "data.path=clip.mp4"]
         ([*VIDEO, "data.points=[5,5]"], r"data.points=\[5,5\]: allowed is \[\[x,y\],...\] in pixels"),
         ([*VIDEO, "data.points=[[5,5]]", "data.labels=[1,2]"], "one label for each of the 1 points"),
         ([*VIDEO, "data.points=[[5,5]]", "data.labels=[0]"], "for at least one point"),
+        ([*VIDEO, "data.points=[[5,5],[5,5]]", "data.labels=[1,0]"], "for the two clicks on"),
         (["+propagation.topk=3"], r"propagation.topk: no such key; did you mean propagation.top_k\?"),
     ],
 )
@@ -312,7 +313,7 @@ def test_contradictions_are_refused(words, message):
         ["propagation.top_k=null", "propagation.radius=null", "propagation.temperature=1"],
         ["propagation.memory_frames=0", "propagation.min_confidence=1"],
         ["+backbone.option_of_another_family=3"],
-        ["output.formats=[]", "output.attention_points=[[3,4],[500,-3]]"],
+        ["output.formats=[]", "output.attention_points=[[3,4],[500,3]]"],
         ["adaptation=drift", "adaptation.head_weighting.views=0", "adaptation.textual_inversion.refresh=0"],
         ["adaptation=drift", "adaptation.head_weighting.layer_weights={a.b: [1,2], c: 0}"],
         ["backbone.cache_gigabytes=1", "backbone.layers=null", "backbone.prompt=''"],

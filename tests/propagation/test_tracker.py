@@ -273,15 +273,40 @@ def test_the_memory_keeps_soft_labels_or_hard_ones():
         Tracker(ColourBackbone(), memory_labels="sharp")
 
 
-def test_memory_rejects_a_negative_length():
+def test_memory_rejects_lengths_that_make_no_sense():
     with pytest.raises(OptionError, match="memory_frames"):
-        Memory(-1)
+        Memory(-1, 1)
+    with pytest.raises(OptionError, match="given_frames"):
+        Memory(1, 0)
+
+
+@given(
+    steps=st.lists(
+        st.one_of(st.just("predict"), st.sampled_from([0, 0, 1, 2]), st.just("remove")), max_size=40
+    ),
+    limit=st.integers(1, 4),
+)
+def test_memory_keeps_the_first_given_frame_of_each_object_and_the_newest_others(steps, limit):
+    memory, first = Memory(2, limit), []  # of each object the frame that gave it
+    for index, step in enumerate(steps):
+        if step == "remove" and first:
+            first.pop(0)
+            memory.forget(1)
+        elif step not in ("remove", "predict"):
+            first += [index] * step
+        is_given = step not in ("remove", "predict")
+        labels = torch.zeros(2, 2, 1 + len(first))
+        memory.add(RememberedFrame(index, is_given, (), (labels,), (torch.zeros(2, 2, 0),)))
+        kept = [frame.index for frame in memory.frames() if frame.given]
+        assert set(first) <= set(kept)
+        assert not is_given or index in kept
+        assert len(kept) <= max(limit, len(set(first)) + 1)
 
 
 def test_memory_frames_abstain_for_objects_that_they_do_not_know():
     early = RememberedFrame(0, True, (), (torch.ones(2, 2, 2),), (torch.ones(2, 2, 1),))
     late = RememberedFrame(5, True, (), (torch.ones(2, 2, 4),), (torch.ones(2, 2, 1),))
-    memory = Memory(2)
+    memory = Memory(2, 8)
     memory.add(early)
     memory.add(late)
     assert memory.epochs() == [((2, 1), [early, late]), ((4, 1), [late])]

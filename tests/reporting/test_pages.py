@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, console_errors
-from examples import moving_square, write_davis
+from examples import few_steps, moving_square, write_davis
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -43,7 +43,7 @@ def runs(checkpoint, tmp_path_factory):
     folders = [folder / "plain", folder / "adapted"]
     for output, overrides in zip(folders, ([], adapting), strict=True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [*words, *overrides, f"output.dir={output}"])
+            patch.setattr(sys, "argv", [*few_steps([*words, *overrides]), f"output.dir={output}"])
             assert run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == 0
     return folders
 

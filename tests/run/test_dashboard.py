@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
-from examples import moving_square, write_davis
+from examples import few_steps, moving_square, write_davis
 from PIL import Image
 from wandb_files import offline_runs
 
@@ -36,7 +35,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             *("backbone.layers=[up_blocks.2.attentions.0,up_blocks.1.attentions.0]", "refinement=none"),
             *("output.sampled_frames=3", f"output.dir={tmp_path / out}", *overrides),
         ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *few_steps(words)])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
@@ -149,16 +148,18 @@ def test_a_dashboard_that_fails_in_the_middle_is_said_once(command, tmp_path, mo
     assert len(scores(tmp_path / "out")) == 2
 
 
-def test_a_dashboard_that_cannot_end_is_said(command, monkeypatch):
+def test_a_dashboard_that_cannot_end_is_said(command, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise TimeoutError("upload took too long")
 
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", fail)
     status, _, errors = command("logger.mode=offline")
     monkeypatch.undo()
-    wandb.finish()  # else the run of another test would go on in it
     assert status == 0
     assert "upload took too long" in errors
+    assert errors.count("\n") == 1, errors
+    assert command("logger.mode=offline", out="next")[::2] == (0, "")
+    assert offline_runs(tmp_path / "next")
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(command, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from examples import moving_square, write_video
+from examples import few_steps, moving_square, write_video
 from PIL import Image
 
 import evaluate
@@ -49,7 +49,7 @@ def track(checkpoint, folders, tmp_path, monkeypatch, capsys):
             *("propagation.affinity=cosine", "propagation.temperature=0.02", "output.attention=false"),
             *("output.report=false", "output.sampled_frames=0", f"output.dir={tmp_path / out}", *overrides),
         ]
-        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "argv", few_steps(words))
         assert run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate") == status
         if status:
             return capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from examples import moving_square, replaced, write_davis
+from examples import few_steps, moving_square, replaced, write_davis
 from PIL import Image
 
 import evaluate
@@ -36,7 +36,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             "refinement=none",
             f"output.dir={tmp_path / 'out'}",
         ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *replaced(words, overrides)])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *few_steps(replaced(words, overrides))])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
@@ -371,7 +371,15 @@ def test_points_whose_attention_cannot_be_shown_are_named(command, root, points)
     assert errors.count("\n") == 1
 
 
-def test_chosen_points_are_shown_and_may_lie_outside(command, root, tmp_path):
-    points = "output.attention_points=[[3,4],[500,-3]]"
-    assert command(f"data.root={root}", "data.sequences=[bee]", points)[0] == 0
+def test_chosen_points_are_shown(command, root, tmp_path):
+    points = "output.attention_points=[[3,4],[63,47]]"
+    assert command(f"data.root={root}", "data.sequences=[bee]", points)[::2] == (0, "")
     assert (tmp_path / "out" / "attention" / "bee.png").is_file()
+
+
+def test_a_chosen_point_outside_of_the_frame_is_named(command, root, tmp_path):
+    points = "output.attention_points=[[3,4],[64,3]]"
+    status, _, errors = command(f"data.root={root}", "data.sequences=[bee]", points)
+    assert status == 0
+    assert "output.attention_points=[64,3]: allowed is pixels of a 64 x 48 frame" in errors
+    assert errors.count("\n") == 1

@@ -44,9 +44,11 @@ def test_a_run_survives_the_death_of_the_dashboards_service(checkpoint, tmp_path
         *(f"backbone.checkpoint={checkpoint}", "backbone.layers=[up_blocks.2.attentions.0]"),
         *("adaptation=none", "refinement=none", f"output.dir={tmp_path / 'out'}"),
     ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("WANDB_SERVICE", None)  # of other tests in this process
     done = subprocess.run(
         [sys.executable, str(script), *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=280,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from examples import moving_square, replaced, write_video
+from examples import few_steps, moving_square, replaced, write_video
 from omegaconf import OmegaConf
 
 import evaluate
@@ -47,7 +47,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             *("logger=none", "refinement=none", "output.attention=false", "output.report=false"),
             f"output.dir={tmp_path / 'out'}",
         ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *replaced(words, overrides)])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *few_steps(replaced(words, overrides))])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err

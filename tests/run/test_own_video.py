@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from examples import moving_square, replaced, write_davis, write_sound, write_video
+from examples import few_steps, moving_square, replaced, write_davis, write_sound, write_video
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -47,7 +47,7 @@ def words(checkpoint, own, out, *overrides: str) -> list[str]:
         "refinement=none",
         f"output.dir={out}",
     ]
-    return replaced(defaults, overrides)
+    return few_steps(replaced(defaults, overrides))
 
 
 @pytest.fixture

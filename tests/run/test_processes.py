@@ -35,6 +35,7 @@ def words(checkpoint, tmp_path):
         "logger=none",
         "refinement=grabcut",
         "output.attention=false",
+        "adaptation.textual_inversion.steps=2",
     ]
 
 

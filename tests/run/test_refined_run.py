@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from examples import moving_square, write_davis
+from examples import few_steps, moving_square, write_davis
 
 import evaluate
 from drift.command_line import run
@@ -34,7 +34,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
             f"output.dir={tmp_path / 'out'}",
             *overrides,
         ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *few_steps(words)])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         return status, capsys.readouterr().err
 

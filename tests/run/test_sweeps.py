@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from examples import moving_square, write_davis
+from examples import few_steps, moving_square, write_davis
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
@@ -93,7 +93,7 @@ def command(checkpoint, root, tmp_path, monkeypatch, capsys):
 
     def call(*words: str) -> tuple[int, str, str]:
         flags, overrides = [w for w in words if w == "-m"], [w for w in words if w != "-m"]
-        arguments = [*flags, *small(checkpoint, root, tmp_path), *overrides]
+        arguments = few_steps([*flags, *small(checkpoint, root, tmp_path), *overrides])
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
