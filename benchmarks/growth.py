@@ -24,6 +24,7 @@ from benchmarks.measuring import arguments, report
 from benchmarks.quality import composed, options_of_tracker
 from drift.backbones.interface import Features
 from drift.command_line import keep_freed_memory
+from drift.noising.interface import Generators
 from drift.propagation import Tracker
 
 __all__ = ["AXES", "main", "measure"]
@@ -43,16 +44,17 @@ _POINT = {"frames": 12, "objects": 1, "lines": 480, "memory_frames": 7, "top_k":
 class RandomTokens:
     """A backbone whose tokens are random, and the same for all frames but for a little noise."""
 
-    device, stride, layers = torch.device("cpu"), 8, {"random": 4}
+    device, stride, batch, layers = torch.device("cpu"), 8, 1, {"random": 4}
     description: Mapping[str, object] = {}
 
     def __init__(self) -> None:
         self._tokens: torch.Tensor | None = None
+        self._generator = torch.Generator().manual_seed(0)
 
     def features(
         self,
         frames: torch.Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: torch.Tensor | None = None,
         cross: Collection[str] = (),
@@ -60,8 +62,8 @@ class RandomTokens:
         """See `Backbone`."""
         rows, columns = frames.shape[2] // self.stride, frames.shape[3] // self.stride
         if self._tokens is None:
-            self._tokens = torch.randn(1, 4, rows, columns, 32, generator=generator) * 3
-        keys = self._tokens + 0.3 * torch.randn(1, 1, rows, columns, 32, generator=generator)
+            self._tokens = torch.randn(1, 4, rows, columns, 32, generator=self._generator) * 3
+        keys = self._tokens + 0.3 * torch.randn(1, 1, rows, columns, 32, generator=self._generator)
         return [Features("random", keys, keys, keys.permute(0, 2, 3, 1, 4).flatten(3))]
 
 

@@ -26,6 +26,7 @@ from datamodules.davis import Davis2016
 from drift.backbones import Backbone, Features
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore
+from drift.noising.interface import Generators
 from drift.propagation import Tracker
 from drift.propagation.labels import pad_to_stride
 
@@ -61,7 +62,7 @@ class ClipFeatures:
 class _ComputedFeatures:
     """A backbone that returns computed features, frame by frame."""
 
-    device = torch.device("cpu")
+    device, batch = torch.device("cpu"), 1
     description: Mapping[str, object] = {}
 
     def __init__(self, clip: ClipFeatures, layers: Sequence[str]) -> None:
@@ -72,7 +73,7 @@ class _ComputedFeatures:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),

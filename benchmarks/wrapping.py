@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from drift.backbones import Backbone, Features
+from drift.noising.interface import Generators
 
 __all__ = ["SharedFeatures"]
 
@@ -20,6 +21,8 @@ class SharedFeatures:
     Args:
         backbone: any backbone.
     """
+
+    batch = 1
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
@@ -49,7 +52,7 @@ class SharedFeatures:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from drift.backbones import Features, PromptBackbone
 from drift.clip import Clip
+from drift.noising.interface import Generators
 from pretraining.alignment import Teacher
 from pretraining.autoencoder import load_imagenet
 
@@ -57,6 +58,7 @@ class ColourPatches:
     """
 
     stride = 8
+    batch = 1
     device = torch.device("cpu")
     layers: Mapping[str, int] = {"patches": 1}
     description: Mapping[str, object] = {"checkpoint": "colour patches"}
@@ -64,7 +66,7 @@ class ColourPatches:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),
@@ -80,6 +82,7 @@ class Latents:
         backbone: encodes frames.
     """
 
+    batch = 1
     layers: Mapping[str, int] = {"latents": 1}
 
     def __init__(self, backbone: PromptBackbone) -> None:
@@ -91,7 +94,7 @@ class Latents:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),
@@ -120,6 +123,7 @@ class ImageNetFeatures:
     """
 
     stride = 8
+    batch = 1
     device = torch.device("cpu")
 
     def __init__(self, blocks: Sequence[int]) -> None:
@@ -138,7 +142,7 @@ class ImageNetFeatures:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),
@@ -161,6 +165,7 @@ class TeacherFeatures:
     """The teacher of the embedded model, see `pretraining.alignment`, with all its channels; a `Backbone`."""
 
     stride = 8
+    batch = 1
     device = torch.device("cpu")
     layers: Mapping[str, int] = {"teacher": 1}
     description: Mapping[str, object] = {"checkpoint": "efficientnet-lite0 at twice the size"}
@@ -172,7 +177,7 @@ class TeacherFeatures:
     def features(
         self,
         frames: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Tensor | None = None,
         cross: Collection[str] = (),

@@ -186,8 +186,9 @@ class TrackingModule(L.LightningModule):
         if part is None:
             return masks
         tracker = self._tracker(part, self.adapters.adapter(part, self.backbone), stopwatch)
-        for index, frame, given in prefetched(_decoded(part, stopwatch, part.start)):
-            masks.add(len(clip) - 1 - index, segment_frame(tracker, part, index, frame, given)[0])
+        decoded = prefetched(_decoded(part, stopwatch, part.start))
+        for index, frame, given, features in prefetched(features_ahead(tracker, part, decoded), depth=1):
+            masks.add(len(clip) - 1 - index, segment_frame(tracker, part, index, frame, given, features)[0])
         return masks
 
     def _tracker(self, clip: Clip, adapter: Adapter, stopwatch: Stopwatch) -> Tracker:

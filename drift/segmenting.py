@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -30,15 +31,18 @@ def is_tracked(clip: Clip, index: int) -> bool:
 def features_ahead(
     tracker: Tracker, clip: Clip, frames: Iterable[Decoded]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None, FrameFeatures | None]]:
-    """Adds its features to each frame that is tracked.
+    """Adds its features to each frame that is tracked; `Backbone.batch` frames are read together.
 
-    Run in a background thread (`prefetched`), the backbone processes the next frame while this one is propagated,
-    refined and written.
+    Run in a background thread (`prefetched`), the backbone reads the next frames while this one is propagated, refined
+    and written.
     """
     torch.get_num_threads()  # fixes the thread's pool size before the kernel changes that of its workers
-    for index, frame, given in frames:
-        features = tracker.features(clip.reduced_frame(frame), index) if is_tracked(clip, index) else None
-        yield index, frame, given, features
+    remaining = iter(frames)
+    while several := list(islice(remaining, tracker.backbone.batch)):
+        tracked = {index: clip.reduced_frame(frame) for index, frame, _ in several if is_tracked(clip, index)}
+        features = dict(zip(tracked, tracker.features(list(tracked.values()), list(tracked)), strict=True))
+        for index, frame, given in several:
+            yield index, frame, given, features.get(index)
 
 
 def segment_frame(

@@ -228,6 +228,7 @@ class ColourBackbone:
 
     device = torch.device("cpu")
     stride = 4
+    batch = 1
 
     def __init__(self, layers: int = 1) -> None:
         self.description = {"noise": "none"}

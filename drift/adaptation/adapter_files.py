@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ class AdapterFolder:
         root: the folder; the file of a clip is named after it.
         learns: whether missing adapters are learned; otherwise they are an error.
         replaces: whether a corrupt adapter, or one of another origin, is learned again; otherwise it is an error.
+        shared: a folder of adapters of any origin, which several runs read and add to; or None.
     """
 
     adaptation: Adaptation
@@ -137,16 +139,19 @@ class AdapterFolder:
     root: Path
     learns: bool = True
     replaces: bool = False
+    shared: Path | None = None
 
     @staticmethod
-    def to_read(adaptation: Adaptation, propagation: PropagationOptions, root: Path) -> AdapterFolder:
+    def to_read(
+        adaptation: Adaptation, propagation: PropagationOptions, root: Path, *, shared: Path | None = None
+    ) -> AdapterFolder:
         """What `evaluate.py` uses: the folder `adaptation.checkpoints`, or `root`, where missing adapters are learned.
 
         Raises:
             OptionError: there is no such folder.
         """
         if adaptation.checkpoints is None:
-            return AdapterFolder(adaptation, propagation, root, replaces=True)
+            return AdapterFolder(adaptation, propagation, root, replaces=True, shared=shared)
         if not adaptation.learns:
             allowed = "null where nothing is learned; give the adaptation or experiment of train.py"
             raise OptionError("checkpoints", adaptation.checkpoints, allowed)
@@ -178,9 +183,23 @@ class AdapterFolder:
         came_from = origin(given, backbone, self.adaptation, self.propagation)
         adapter = self._stored(path, came_from)
         if adapter is None:
-            adapter = self.adaptation.learn(given, backbone, self.propagation)
+            adapter = self._shared_or_learned(clip, given, backbone, came_from)
             save_adapter(path, adapter, came_from)
         return self.adaptation.with_prompts(adapter, given, backbone)
+
+    def _shared_or_learned(
+        self, clip: Clip, given: GivenFrames, backbone: Backbone, came_from: Mapping[str, str]
+    ) -> Adapter:
+        if self.shared is None:
+            return self.adaptation.learn(given, backbone, self.propagation)
+        digest = hashlib.sha256(json.dumps(came_from, sort_keys=True).encode()).hexdigest()
+        path = self.shared / f"{clip.name}-{digest[:16]}{_SUFFIX}"
+        with suppress(InputError):  # missing, or cut off
+            return load_adapter(path, came_from)
+        adapter = self.adaptation.learn(given, backbone, self.propagation)
+        with suppress(OSError):  # a run goes on without what it would share
+            save_adapter(path, adapter, came_from)
+        return adapter
 
     def _stored(self, path: Path, came_from: Mapping[str, str]) -> Adapter | None:
         """The adapter in a file; None if it has to be learned."""

@@ -20,8 +20,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from drift.backbones.interface import Backbone, Features
+from drift.backbones.interface import Backbone, Features, joined
 from drift.errors import InputError
+from drift.noising.interface import Generators
 from drift.options import positive
 from drift.tensor_files import save_tensors
 
@@ -55,22 +56,44 @@ class CachedBackbone(nn.Module):
     def features(
         self,
         frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),
     ) -> list[Features]:
-        """See `Backbone`. The generator is left as if the features had been computed."""
+        """See `Backbone`. Frames with generators of their own are entries of their own; those missing share a pass.
+
+        Generators are left as if all features had been computed.
+        """
+        several = isinstance(generator, list)
+        generators = generator if isinstance(generator, list) else [generator]
+        pieces = frames.split(1) if several else [frames]
         description = {**self.backbone.description, "device": self.device.type, "torch": torch.__version__}
-        key = feature_key(description, frames, generator.get_state(), prompt, cross)
+        keys = [
+            feature_key(description, piece, one.get_state(), prompt, cross)
+            for piece, one in zip(pieces, generators, strict=True)
+        ]
+        found = [self._stored(key, one) for key, one in zip(keys, generators, strict=True)]
+        missing = [place for place, features in enumerate(found) if features is None]
+        if missing:
+            images = torch.cat([pieces[place] for place in missing])
+            sources = [generators[place] for place in missing]
+            read = self.backbone.features(
+                images, sources if several else generator, prompt=prompt, cross=cross
+            )
+            parts = zip(*(layer.split() for layer in read), strict=True) if several else [read]
+            for place, features in zip(missing, parts, strict=True):
+                found[place] = list(features)
+                self.cache.save(keys[place], features, generators[place].get_state())
+        return [joined(layers) for layers in zip(*filter(None, found), strict=True)]
+
+    def _stored(self, key: str, generator: torch.Generator) -> list[Features] | None:
         entry = self.cache.load(key)
-        if entry is not None:
-            features, state = entry
-            generator.set_state(state)
-            return [layer.to(self.device) for layer in features]
-        features = self.backbone.features(frames, generator, prompt=prompt, cross=cross)
-        self.cache.save(key, features, generator.get_state())
-        return features
+        if entry is None:
+            return None
+        features, state = entry
+        generator.set_state(state)
+        return [layer.to(self.device) for layer in features]
 
 
 def feature_key(

@@ -24,6 +24,7 @@ from drift.backbones.interface import AttentionPass, Features
 from drift.checkpoint_files import weights_fingerprint
 from drift.errors import OptionError
 from drift.noising import Gaussian, Noise, NoNoise
+from drift.noising.interface import Generators
 from drift.noising.schedule import last_timestep
 from drift.options import whole_number
 from drift.precision import full_precision
@@ -62,6 +63,7 @@ class DiffusionModel(nn.Module, ABC):
     conditioning = "none"
     """How the tokens attend to a text prompt: not at all, by "cross-attention", or by "joint attention"."""
 
+    batch = 1
     denoiser: Any
     _prompt: Tensor
 
@@ -184,7 +186,7 @@ class DiffusionModel(nn.Module, ABC):
     def features(
         self,
         frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),

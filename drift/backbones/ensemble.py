@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.backbones.cache import CachedBackbone, FeatureCache
 from drift.backbones.interface import Backbone, Features
-from drift.backbones.loading import load_backbone
+from drift.backbones.loading import as_read, load_backbone
 from drift.errors import OptionError
+from drift.noising.interface import Generators
 
 __all__ = ["Ensemble", "load_ensemble"]
 
@@ -37,6 +36,8 @@ class Ensemble(nn.Module):
     Raises:
         OptionError: there are no members, or a name is empty or holds a slash or a dot.
     """
+
+    batch = 1
 
     def __init__(self, members: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Ensemble(nn.Module):
     def features(
         self,
         frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),
@@ -107,6 +108,7 @@ def load_ensemble(
     *,
     device: torch.device | str = "cpu",
     precision: str = "auto",
+    batch: int | str = "auto",
     cache: str | None = None,
     cache_gigabytes: float = 20.0,
 ) -> Backbone:
@@ -116,20 +118,18 @@ def load_ensemble(
         members: by name, the arguments of `load_backbone` for each; the members of a list are named by their number.
         device: where the models compute.
         precision: of the members that do not state theirs; see `load_backbone`.
+        batch: see `load_backbone`.
         cache, cache_gigabytes: see `load_backbone`; features of all members are kept together.
 
     Raises:
         InputError, OptionError: see `load_backbone`; an option is named with its member.
     """
-    if cache is not None and (not isinstance(cache, str) or not cache):
-        raise OptionError("cache", cache, "a folder, or null")
     if not isinstance(members, Mapping):
         members = {str(number): member for number, member in enumerate(members or ())}
     loaded = {
         name: _load(name, {"precision": precision, **member}, device) for name, member in members.items()
     }
-    ensemble = Ensemble(loaded)
-    return ensemble if cache is None else CachedBackbone(ensemble, FeatureCache(Path(cache), cache_gigabytes))
+    return as_read(Ensemble(loaded), batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
 
 
 def _load(name: str, options: Mapping[str, Any], device: torch.device | str) -> Any:

@@ -6,7 +6,7 @@ prompt can do; `as_prompt_backbone` asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, cast
 
@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drift.errors import OptionError
+from drift.noising.interface import Generators
 
-__all__ = ["AttentionPass", "Backbone", "Features", "PromptBackbone", "as_prompt_backbone"]
+__all__ = ["AttentionPass", "Backbone", "Features", "PromptBackbone", "as_prompt_backbone", "joined"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,26 @@ class Features:
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    def split(self) -> list[Features]:
+        """The features of each frame of the batch."""
+        parts = {name: tensor.split(1) for name, tensor in self.tensors().items()}
+        return [
+            replace(self, **{name: part[frame] for name, part in parts.items()})
+            for frame in range(len(self.queries))
+        ]
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by attribute name, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layer"}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def joined(several: Sequence[Features]) -> Features:
+    """Features of one layer, of several batches of frames, as one batch; the inverse of `Features.split`."""
+    if len(several) == 1:
+        return several[0]
+    parts = [features.tensors() for features in several]
+    return Features(several[0].layer, **{name: torch.cat([one[name] for one in parts]) for name in parts[0]})
 
 
 class Backbone(Protocol):
@@ -69,13 +86,17 @@ class Backbone(Protocol):
         """The layers whose features are returned, in order, and the number of heads of each."""
 
     @property
+    def batch(self) -> int:
+        """Number of frames of a clip that are read in one pass, ahead of the tracker."""
+
+    @property
     def description(self) -> Mapping[str, object]:
         """What features depend on besides the frames: checkpoint, weights, layers, noise; JSON-serialisable."""
 
     def features(
         self,
         frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),
@@ -84,7 +105,7 @@ class Backbone(Protocol):
 
         Args:
             frames: RGB in [0, 1]; height and width are multiples of `stride`.
-            generator: source of the noise added to the frames, if any.
+            generator: source of the noise added to the frames, if any; see `Generators`.
             prompt: embeddings of the prompts; the features are averaged over several. None for the backbone's own
                 prompt. Only a `PromptBackbone` accepts another value.
             cross: layers whose `prompt_queries` are requested. Only a `PromptBackbone` accepts them.

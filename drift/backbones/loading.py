@@ -15,9 +15,12 @@ from drift.backbones.families import family_of
 from drift.backbones.interface import Backbone
 from drift.checkpoint_files import find_checkpoint, needed_files
 from drift.errors import OptionError
+from drift.options import whole_number
 from drift.precision import resolved_precision
 
-__all__ = ["check_options", "load_backbone"]
+__all__ = ["as_read", "check_options", "load_backbone"]
+
+_SAMPLES = 4  # of a pass with `batch="auto"`
 
 
 def load_backbone(
@@ -27,6 +30,7 @@ def load_backbone(
     device: torch.device | str = "cpu",
     precision: str = "auto",
     revision: str | None = None,
+    batch: int | str = "auto",
     cache: str | None = None,
     cache_gigabytes: float = 20.0,
     **options: Any,
@@ -45,6 +49,8 @@ def load_backbone(
         precision: data type of weights and activations: `auto`, `float32`, `bfloat16` or `float16`; see
             `drift.precision`. `.fp16.safetensors` weights are used with `float16` and where there are no others.
         revision: branch, tag or commit of a Hub id; None for `main`.
+        batch: number of frames of a clip that are read in one pass, ahead of the tracker. `auto`: 1 on a CPU; on other
+            devices as many as make up 4 samples, of which each draw of noise is one.
         cache: a folder that keeps features; see `FeatureCache`. None for no cache.
         cache_gigabytes: largest size of that folder.
         options: options of the model's family, see `from_checkpoint` of its module. Stable Diffusion and the embedded
@@ -60,8 +66,6 @@ def load_backbone(
         >>> backbone.stride
         8
     """
-    if cache is not None and (not isinstance(cache, str) or not cache):
-        raise OptionError("cache", cache, "a folder, or null")
     checkpoint = str(checkpoint)
     dtype = resolved_precision(precision, device)
     path = find_checkpoint(checkpoint, partial(needed_files, dtype=dtype), revision=revision)
@@ -69,6 +73,20 @@ def load_backbone(
     from_checkpoint = family_of(path, source, family).load().from_checkpoint
     check_options(from_checkpoint, options)
     backbone = from_checkpoint(path, source=source, dtype=dtype, **options).to(device)
+    return as_read(backbone, batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
+
+
+def as_read(
+    backbone: Any, *, batch: int | str = "auto", cache: str | None = None, cache_gigabytes: float = 20.0
+) -> Backbone:
+    """A backbone that reads several frames in one pass and keeps their features; see `load_backbone`."""
+    if cache is not None and (not isinstance(cache, str) or not cache):
+        raise OptionError("cache", cache, "a folder, or null")
+    if batch == "auto":
+        draws = getattr(getattr(backbone, "noise", None), "ensemble", 1)
+        batch = 1 if backbone.device.type == "cpu" else max(1, _SAMPLES // draws)
+    whole_number("batch", batch, minimum=1)
+    backbone.batch = batch
     return backbone if cache is None else CachedBackbone(backbone, FeatureCache(Path(cache), cache_gigabytes))
 
 

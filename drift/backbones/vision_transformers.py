@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from drift.backbones.capture import capture, patches_on_grid
 from drift.backbones.interface import Features
 from drift.checkpoint_files import weights_fingerprint
+from drift.noising.interface import Generators
 from drift.precision import full_precision
 
 __all__ = ["VisionTransformer"]
@@ -32,6 +33,7 @@ class VisionTransformer(nn.Module, ABC):
         source: name of the checkpoint, for `description`.
     """
 
+    batch = 1
     model: Any
 
     def __init__(
@@ -84,7 +86,7 @@ class VisionTransformer(nn.Module, ABC):
     def features(
         self,
         frames: Float[Tensor, "batch 3 height width"],
-        generator: torch.Generator,
+        generator: Generators,
         *,
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),

@@ -21,6 +21,8 @@ def evaluate(config: DictConfig) -> DavisScores | None:
         The scores; None in processes other than the first.
     """
     # Imported here, as a configuration is composed and checked without them.
+    from pathlib import Path
+
     from omegaconf import OmegaConf
 
     from drift.adaptation.adapter_files import AdapterFolder
@@ -53,8 +55,14 @@ def evaluate(config: DictConfig) -> DavisScores | None:
     callbacks = [results, Dashboard(settings, results), *reports]
     trainer = build(config, "trainer", devices=started.devices, callbacks=callbacks)
     models = load_models(config, trainer.strategy.root_device)
+    cache = config.backbone.get("cache")
     with options_of("adaptation"):
-        adapters = AdapterFolder.to_read(models.adaptation, models.propagation, folder / "adapters")
+        adapters = AdapterFolder.to_read(
+            models.adaptation,
+            models.propagation,
+            folder / "adapters",
+            shared=Path(cache).expanduser() / "adapters" if cache else None,
+        )
     module = TrackingModule(
         models.backbone,
         refiner=models.refiner,

@@ -57,6 +57,9 @@ Layers = Annotated[
 ]
 Root = Annotated[Text, in_words("the folder of the data set: data.root=FOLDER")]
 MaxSide = Side | None
+Batch = Annotated[
+    Annotated[int, Field(ge=1, le=1000)] | Literal["auto"], in_words("auto, or a whole number from 1 to 1000")
+]
 
 
 @with_config(_strict)
@@ -251,6 +254,7 @@ class Backbone(TypedDict, total=False):
     label: Whole | None
     guidance: NonNegative
     precision: Precision
+    batch: Batch
     cache: Annotated[Text, in_words("a folder")] | None
     cache_gigabytes: Positive
 
@@ -265,6 +269,7 @@ class Ensemble(TypedDict, total=False):
         in_words("{NAME: {checkpoint: ..., ...}, ...}, the options of each member"),
     ]
     precision: Precision
+    batch: Batch
     cache: Annotated[Text, in_words("a folder")] | None
     cache_gigabytes: Positive
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from drift.configuration import groups
 from drift.configuration.checking import check_fields
-from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
+from drift.noising.interface import Denoiser, Generators, Latents, NoisyLatents, Prompts
 from drift.noising.schedule import add_noise
 
 __all__ = ["Gaussian", "NoNoise"]
@@ -28,7 +29,7 @@ class NoNoise:
         """Any timestep is allowed."""
 
     def __call__(
-        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: Generators
     ) -> NoisyLatents:
         """See `Noise`."""
         return latents[None, None]
@@ -59,12 +60,15 @@ class Gaussian:
         """Any timestep is allowed."""
 
     def __call__(
-        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: Generators
     ) -> NoisyLatents:
         """See `Noise`."""
-        draws = [
-            torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
-            for _ in range(self.ensemble)
-        ]
+        draws = [_drawn(latents.shape, generator).to(latents) for _ in range(self.ensemble)]
         noisy = [add_noise(denoiser.scheduler, latents, noise, denoiser.timestep) for noise in draws]
         return torch.stack(noisy)[:, None]
+
+
+def _drawn(shape: Sequence[int], generator: Generators) -> Tensor:
+    if isinstance(generator, list):
+        return torch.cat([_drawn((1, *shape[1:]), one) for one in generator])
+    return torch.randn(shape, generator=generator, device=generator.device)

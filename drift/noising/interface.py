@@ -9,7 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Denoiser", "Latents", "Noise", "NoisyLatents", "Prompts"]
+__all__ = ["Denoiser", "Generators", "Latents", "Noise", "NoisyLatents", "Prompts"]
+
+Generators = torch.Generator | list[torch.Generator]
+"""Source of a batch's noise: one generator for all of it, or one for each frame, whose noise is then that of the frame
+alone."""
 
 Latents = Float[Tensor, "batch channels rows columns"]
 """Clean latents in the scale of the denoiser."""
@@ -51,7 +55,7 @@ class Noise(Protocol):
         """Raises OptionError if τ = `timestep` is not possible with these options."""
 
     def __call__(
-        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: Generators
     ) -> NoisyLatents:
         """Takes latents to τ.
 
@@ -59,5 +63,6 @@ class Noise(Protocol):
             latents: clean latents.
             denoiser: the model.
             prompts: prompt embeddings.
-            generator: source of the noise; its device does not matter, so that a seed means the same everywhere.
+            generator: source of the noise, see `Generators`; its device does not matter, so that a seed means the same
+                everywhere.
         """

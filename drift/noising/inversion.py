@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drift.errors import OptionError
-from drift.noising.interface import Denoiser, Latents, NoisyLatents, Prompts
+from drift.noising.interface import Denoiser, Generators, Latents, NoisyLatents, Prompts
 from drift.noising.schedule import clean_and_noise, noise_level
 from drift.options import whole_number
 
@@ -98,7 +98,7 @@ class LatentInversion:
         inversion_timesteps(timestep, self.steps)
 
     def __call__(
-        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: torch.Generator
+        self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: Generators
     ) -> NoisyLatents:
         """See `Noise`. All prompts are inverted in one batch."""
         batch = latents.repeat(len(prompts), 1, 1, 1)

@@ -171,7 +171,7 @@ class Tracker:
         self._check(tuple(frame.shape), given, points)
         if given is not None and not given.any():
             given = None  # on a later frame: it adds no object
-        features = features or self.features(frame, self._next_index)
+        features = features or self.features([frame], [self._next_index])[0]
         with self.stopwatch.stage("kernel"):
             compared = self._comparisons(features)
         self._compared, self._attended = compared, self.memory.frames()
@@ -193,31 +193,47 @@ class Tracker:
     @torch.inference_mode()
     def features(
         self,
-        frame: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
-        index: int,
+        frames: Sequence[UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"]],
+        indices: Sequence[int],
         *,
         slots: bool = True,
-    ) -> FrameFeatures:
-        """Features of a frame under the clip's prompt, with the queries of the slots' layers.
+    ) -> list[FrameFeatures]:
+        """Features of frames under the clip's prompt, with the queries of the slots' layers.
 
         They depend on neither masks nor the tracker's state, so that another thread can compute them ahead of `step`.
+        Frames that are read alike, with the same prompt and the same layers, share one pass of the backbone. The noise
+        of a frame does not depend on what it is read with.
 
         Args:
-            frame: RGB.
-            index: index of the frame in the clip.
+            frames: RGB, all of one size.
+            indices: indices of the frames in the clip.
             slots: whether the slots' layers are needed.
         """
-        slot_keys = self.adapter.slots_at(index) if slots else None
-        seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
-        with self.stopwatch.stage("features"):
-            images = torch.as_tensor(frame).permute(2, 0, 1)[None].to(self.backbone.device).float() / 255
-            features = self.backbone.features(
-                pad_to_stride(images, self.backbone.stride),
-                torch.Generator().manual_seed(seed),
-                prompt=self.adapter.prompt_at(index),
-                cross=slot_keys.keys.keys() if slot_keys else (),
-            )
-        return FrameFeatures(features, slot_keys)
+        used = [self.adapter.slots_at(index) if slots else None for index in indices]
+        prompts = [self.adapter.prompt_at(index) for index in indices]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for place in range(len(frames)):
+            alike.setdefault((id(prompts[place]), id(used[place])), []).append(place)
+        found: dict[int, FrameFeatures] = {}
+        for places in alike.values():
+            slot_keys = used[places[0]]
+            seeds = [
+                np.random.SeedSequence([self._seed, indices[place]]).generate_state(1)[0] for place in places
+            ]
+            with self.stopwatch.stage("features"):
+                images = torch.stack([torch.as_tensor(frames[place]) for place in places])
+                images = images.permute(0, 3, 1, 2).to(self.backbone.device).float() / 255
+                layers = self.backbone.features(
+                    pad_to_stride(images, self.backbone.stride),
+                    [torch.Generator().manual_seed(int(seed)) for seed in seeds],
+                    prompt=prompts[places[0]],
+                    cross=slot_keys.keys.keys() if slot_keys else (),
+                )
+            of_frames = zip(*(layer.split() for layer in layers), strict=True)
+            found |= {
+                place: FrameFeatures(one, slot_keys) for place, one in zip(places, of_frames, strict=True)
+            }
+        return [found[place] for place in range(len(frames))]
 
     def skip(self, frames: int) -> None:
         """Skips frames before the first given mask, so that frame indices stay those of the clip."""
@@ -259,7 +275,7 @@ class Tracker:
         self._frame_size = state.frame_size
         self.object_ids, self.point_names = state.object_ids, state.point_names
         for remembered in state.remembered:
-            features = self.features(frame_at(remembered.index), remembered.index, slots=False)
+            (features,) = self.features([frame_at(remembered.index)], [remembered.index], slots=False)
             compared = self._comparisons(features)
             device = self.backbone.device
             self.memory.add(

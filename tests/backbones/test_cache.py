@@ -253,3 +253,30 @@ def test_the_cache_wraps_any_backbone(tmp_path):
     assert_equal(first, second)
     assert (cached.stride, cached.layers) == (inner.stride, inner.layers)
     assert not hasattr(cached, "prompt_keys"), "what the backbone lacks, the wrapper lacks too"
+
+
+def test_frames_with_generators_of_their_own_are_entries_and_missing_ones_share_a_pass(load):
+    pictures = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    batches = []
+
+    def read(backbone, places, *, cross=(LAYERS[0],)):
+        generators = [torch.Generator().manual_seed(place) for place in places]
+        handle = getattr(backbone, "backbone", backbone).unet.register_forward_pre_hook(
+            lambda module, arguments, options: batches.append(len(options.get("sample", arguments[0]))),
+            with_kwargs=True,
+        )
+        found = backbone.features(pictures[places], generators, cross=cross)
+        handle.remove()
+        return found, [torch.rand(1, generator=one).item() for one in generators]
+
+    expected, following = read(load(cache=None), [0, 1, 2])
+    cached = load()
+    read(cached, [1])
+    batches.clear()
+    for _ in range(2):  # two frames are computed, then none
+        found, after = read(cached, [0, 1, 2])
+        assert batches == [2]
+        assert after == following
+        for one, other in zip(found, expected, strict=True):
+            for name, value in one.tensors().items():
+                assert torch.allclose(value, other.tensors()[name], atol=1e-5), name

@@ -78,6 +78,19 @@ def test_an_ensemble_is_the_mean_over_draws(load):
     assert torch.allclose(mean.keys, torch.stack(draws).mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(), Gaussian(2), LatentInversion(3)])
+def test_frames_with_generators_of_their_own_are_those_read_alone(load, noise):
+    backbone, frames = load(noise=noise, timestep=300), torch.rand(3, 3, 48, 64)
+    together = backbone.features(frames, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    for one in together:
+        assert len(one.split()) == 3
+    for seed in range(3):
+        alone = backbone.features(frames[seed : seed + 1], torch.Generator().manual_seed(seed))
+        for one, other in zip(together, alone, strict=True):
+            for name, value in one.split()[seed].tensors().items():
+                assert torch.allclose(value, other.tensors()[name], atol=1e-5), name
+
+
 @pytest.mark.parametrize("noise", [NoNoise(), Gaussian(2), LatentInversion(3)])
 def test_several_prompts_give_the_mean_of_their_features(load, noise):
     backbone, frames = load(noise=noise, layers=["up_blocks.1.attentions.1"]), torch.rand(2, 3, 48, 64)

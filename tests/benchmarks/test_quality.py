@@ -83,7 +83,7 @@ class NoisyPatches(ColourPatches):
 
     def features(self, frames, generator, *, prompt=None, cross=()):
         self.computed += 1
-        noise = torch.randn(frames.shape, generator=generator)
+        noise = torch.randn(frames.shape, generator=generator[0])
         return super().features(frames + noise / 10, generator)
 
 

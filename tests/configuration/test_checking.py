@@ -111,7 +111,7 @@ def every_key() -> dict[str, Key]:
 
 
 KEYS = every_key()
-NUMBERS_OR_TEXT = {"trainer.devices", "trainer.precision", "logger.version"}
+NUMBERS_OR_TEXT = {"backbone.batch", "trainer.devices", "trainer.precision", "logger.version"}
 MAY_BE_EMPTY = {"backbone.prompt", "logger.name", "logger.version"}
 MAPPINGS = {"data.masks", "backbone.members", "adaptation.head_weighting.layer_weights"}
 

@@ -15,6 +15,7 @@ from examples import few_steps, moving_square, replaced, write_davis
 from PIL import Image
 
 import evaluate
+from drift.backbones import StableDiffusion
 from drift.clip import Clip
 from drift.command_line import run
 from drift.image_files import DAVIS_PALETTE, read_mask
@@ -369,6 +370,26 @@ def test_points_whose_attention_cannot_be_shown_are_named(command, root, points)
     assert status == 2
     assert errors.startswith("error: output.attention_points=")
     assert errors.count("\n") == 1
+
+
+def test_frames_that_are_read_together_have_the_same_masks(command, root, tmp_path, monkeypatch):
+    batches = []
+    features = StableDiffusion.features
+
+    def counted(self, frames, generator, **options):
+        batches.append(len(frames))
+        return features(self, frames, generator, **options)
+
+    monkeypatch.setattr(StableDiffusion, "features", counted)
+    masks = []
+    for batch in (1, 4):
+        batches.clear()
+        out = tmp_path / f"batch{batch}"
+        words = [f"data.root={root}", "data.sequences=[ant]", f"backbone.batch={batch}", f"output.dir={out}"]
+        assert command(*words, "adaptation.textual_inversion.steps=3")[0] == 0
+        masks.append([read_mask(path) for path in sorted((out / "masks" / "ant").iterdir())])
+    assert batches[-3:] == [2, 2, 1], "frames 0 and 3, which have slots, then 1 and 2, then the next batch"
+    assert np.array_equal(*masks)
 
 
 def test_chosen_points_are_shown(command, root, tmp_path):

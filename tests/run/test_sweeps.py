@@ -120,7 +120,7 @@ def scores(folder: Path) -> list[tuple[str, ...]]:
 
 
 def entries(folder: Path) -> int:
-    return len(list((folder / "cache").rglob("*.safetensors")))
+    return len(list((folder / "cache").glob("??/*.safetensors")))
 
 
 def test_a_wandb_sweeps_command_runs(command, tmp_path, monkeypatch):
@@ -144,14 +144,18 @@ def test_runs_of_a_sweep_share_a_cache_and_begin_with_different_clips(command, t
     assert lines == ["ant", "bee", "bee", "ant"]
     frames = {frame.tobytes() for clip in CLIPS.values() for frame in clip.frames}
     assert entries(tmp_path) == len(frames)
+    assert len(list((tmp_path / "cache" / "adapters").iterdir())) == len(CLIPS)
+    adapted = set()
     for number, top_k in enumerate((3, 5)):
         folder = tmp_path / "out" / str(number)
         results = json.loads((folder / "results.json").read_text())
         assert list(results["sequences"]) == ["ant", "bee"]
+        adapted.add(tuple(told["adaptation"]["seconds"] for told in results["sequences"].values()))
         alone = tmp_path / f"alone{number}"
         words = [f"propagation.top_k={top_k}", "backbone.cache=null", f"output.dir={alone}"]
         assert command("logger=none", *words)[0] == 0
         assert scores(alone) == scores(folder)
+    assert len(adapted) == 1, "prompts are learned once for all runs"
 
 
 def test_processes_share_a_sweep_and_one_runs_failure_is_told(checkpoint, root, tmp_path):
