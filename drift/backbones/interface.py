@@ -49,10 +49,12 @@ class Features:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def split(self) -> list[Features]:
-        """The features of each frame of the batch."""
+        """The features of each frame of the batch, in memory of its own."""
+        if len(self.queries) == 1:
+            return [self]
         parts = {name: tensor.split(1) for name, tensor in self.tensors().items()}
         return [
-            replace(self, **{name: part[frame] for name, part in parts.items()})
+            replace(self, **{name: part[frame].clone() for name, part in parts.items()})
             for frame in range(len(self.queries))
         ]
 

@@ -205,15 +205,15 @@ class Tracker:
         of a frame does not depend on what it is read with.
 
         Args:
-            frames: RGB, all of one size.
+            frames: RGB.
             indices: indices of the frames in the clip.
             slots: whether the slots' layers are needed.
         """
         used = [self.adapter.slots_at(index) if slots else None for index in indices]
         prompts = [self.adapter.prompt_at(index) for index in indices]
-        alike: dict[tuple[int, int], list[int]] = {}
-        for place in range(len(frames)):
-            alike.setdefault((id(prompts[place]), id(used[place])), []).append(place)
+        alike: dict[tuple, list[int]] = {}
+        for place, frame in enumerate(frames):
+            alike.setdefault((id(prompts[place]), id(used[place]), frame.shape), []).append(place)
         found: dict[int, FrameFeatures] = {}
         for places in alike.values():
             slot_keys = used[places[0]]

@@ -207,9 +207,11 @@ class TestBadInput:
         with av.open(str(out / "overlays" / "bee.mp4")) as video:
             assert sum(1 for _ in video.decode(video=0)) == 2
 
-    def test_frames_that_change_size(self, command, root):
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_frames_that_change_size(self, command, root, batch):
         Image.new("RGB", (32, 32)).save(frame_path(root, "ant", "00002"))
-        self.refuse(command(f"data.root={root}"), "ant", "00002", "one size")
+        words = [f"data.root={root}", f"backbone.batch={batch}"]
+        self.refuse(command(*words), "ant", "00002", "one size")
 
     def test_a_root_without_the_layout(self, command, tmp_path):
         self.refuse(command(f"data.root={tmp_path}"), "ImageSets", "no such list")
