@@ -15,7 +15,7 @@ and every third of their frames in both directions ("NAME-third", "NAME-reversed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import drift
 from benchmarks.measuring import arguments
 from drift.image_files import read_mask, write_mask
 
-__all__ = ["CASES", "Scene", "main", "sample_scene", "write_cases", "write_variants"]
+__all__ = ["CASES", "Scene", "main", "reordered", "sample_scene", "write_cases", "write_variants"]
 
 FRAMES = 36
 _FOX = 2
@@ -175,18 +175,34 @@ def write_cases(folder: Path) -> None:
 
 def write_variants(davis: Path, folder: Path) -> list[str]:
     """Links the reversed and thinned clips of DAVIS-2016 in `davis` into `folder`, in the same layout; their names."""
+    steps = {"-reversed": -1, "-third": 3, "-reversed-third": -3}
+    return reordered(davis, folder, lambda count: {name: range(count)[::n] for name, n in steps.items()})
+
+
+def reordered(davis: Path, folder: Path, orders: Callable[[int], Mapping[str, Sequence[int]]]) -> list[str]:
+    """Links the clips of DAVIS-2016 in `davis` into `folder`, in the same layout, with their frames in other orders.
+
+    Args:
+        davis: folder in DAVIS-2016's layout.
+        folder: is made.
+        orders: for the number of frames of a clip, the indices of the frames by what is added to the clip's name.
+
+    Returns:
+        The names of the clips.
+    """
     names, lines = [], []
     for images in sorted((davis / "JPEGImages" / "480p").iterdir()):
         frames = [path.stem for path in sorted(images.glob("*.jpg"))]
-        for suffix, step in (("-reversed", -1), ("-third", 3), ("-reversed-third", -3)):
+        for suffix, order in orders(len(frames)).items():
             names.append(images.name + suffix)
-            for t, frame in enumerate(frames[::step]):
+            for t, index in enumerate(order):
                 lines.append(" ".join(f"/{kind}/480p/{names[-1]}/{t:05d}.{end}" for kind, end in _FILES))
                 for kind, ending in _FILES:
                     link = folder / kind / "480p" / names[-1] / f"{t:05d}.{ending}"
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.unlink(missing_ok=True)
-                    link.symlink_to((davis / kind / "480p" / images.name / f"{frame}.{ending}").resolve())
+                    source = davis / kind / "480p" / images.name / f"{frames[index]}.{ending}"
+                    link.symlink_to(source.resolve())
     _write_list(folder / "ImageSets" / "480p" / "val.txt", lines)
     return names
 

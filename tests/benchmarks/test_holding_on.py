@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
 import pytest
+from examples import moving_square, write_davis
 
+from benchmarks import loops
 from benchmarks.hard_clips import CASES, FRAMES, sample_scene, write_cases, write_variants
 from benchmarks.holding_on import held
 from datamodules.davis import Davis2016, Davis2017
@@ -80,3 +85,14 @@ def test_variants_are_the_clips_reversed_and_thinned(tmp_path):
     assert read["dog-reversed"] == list("6543210")
     assert read["dog-reversed-third"] == ["6", "3", "0"]
     assert Davis2016(tmp_path / "variants").sequences == names
+
+
+def test_looped_clips_are_compared_at_both_ends(tmp_path, monkeypatch, capsys):
+    root = write_davis(tmp_path / "data", {"square": moving_square(4, (64, 96), name="square")}, binary=True)
+    words = [str(root), "--frames", "9", "--json", str(tmp_path / "out.json"), "--clips", "square"]
+    monkeypatch.setattr(sys, "argv", ["loops", *words, "refinement=none", "adaptation=none", "logger=none"])
+    loops.main()
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures.keys() == {"square", "mean", "ratio"}
+    assert figures["square"] == figures["mean"]
+    assert loops.spans({"J": [1, 1, 0, 0.5], "F": [1, 0.5, 0, 0.5]}, 2) == (0.875, 0.25)
