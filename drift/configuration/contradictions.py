@@ -32,7 +32,11 @@ def _an_experiment_sets_options(settings: Settings) -> None:
 def _no_group_is_misspelt(settings: Settings) -> None:
     groups = {name.partition(".")[0] for name in GROUPS} | {"output", "page"}
     for name, node in settings.items():
-        if name not in groups and isinstance(node, Mapping) and (near := get_close_matches(name, groups, 1, 0.8)):
+        if (
+            name not in groups
+            and isinstance(node, Mapping)
+            and (near := get_close_matches(name, groups, 1, 0.8))
+        ):
             raise DriftError(f"{name}: no such group; did you mean {near[0]}?")
 
 

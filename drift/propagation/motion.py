@@ -7,6 +7,8 @@ the object alone is expected to cover are centred on its position in each memory
 An object that the newest memory frame does not show is searched for in the whole frame, from the newest frame that
 shows it. A wrong position does little harm: the frames without the object still contribute the tokens of that very
 place, which are more similar to it.
+
+Where the scene changes, the objects that were visible are lost (`is_cut`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from torch.nn import functional as F
 
 from drift.propagation.kernel import TILE
 
-__all__ = ["displacement", "object_offsets", "positions_of"]
+__all__ = ["displacement", "is_cut", "object_offsets", "positions_of"]
 
+_CUT_POOL = 4  # as _POOL, for whole frames
+_CUT = 0.8  # similarity of frames on both sides of a cut, relative to that of the frames before it
 _POOL = 2  # tokens are averaged over squares of this side before they are compared
 _REACH = 16  # largest displacement between neighbouring frames along an axis, in pooled tokens
 _INERTIA = 0.004  # similarity that a displacement by one pooled token must gain
@@ -83,6 +87,29 @@ def positions_of(
     return moments / objects.sum((2, 3))[..., None]  # 0 / 0 is NaN
 
 
+def is_cut(
+    keys: Float[Tensor, "heads height width dim"],
+    newest: Float[Tensor, "heads height width dim"],
+    before: Float[Tensor, "heads height width dim"],
+) -> bool:
+    """Whether a frame shows another scene than the frame before it.
+
+    Its tokens then find much less similar ones in that frame, anywhere in it, than the tokens of that frame found in
+    the one before. As a ratio, this depends little on the model and on how fast things move.
+
+    Args:
+        keys: keys of the frame.
+        newest, before: keys of the two frames that precede it.
+    """
+    after, newest, before = (_pooled(frame, _CUT_POOL).flatten(0, 1) for frame in (keys, newest, before))
+    return bool(_best_similarity(after, newest) < _CUT * _best_similarity(newest, before))
+
+
+def _best_similarity(tokens: Float[Tensor, "tokens dim"], others: Float[Tensor, "others dim"]) -> Tensor:
+    """Mean over tokens of the largest cosine similarity to one of the others."""
+    return (tokens @ others.mT).amax(1).mean()
+
+
 def displacement(
     target: Float[Tensor, "rows columns dim"],
     source: Float[Tensor, "rows columns dim"],
@@ -115,13 +142,17 @@ def _steps(reach: int, device: torch.device) -> Int[Tensor, " steps"]:
     return torch.arange(-reach, reach + 1, device=device)
 
 
-def _pooled(tokens: Float[Tensor, "heads height width dim"]) -> Float[Tensor, "rows columns channels"]:
+def _pooled(
+    tokens: Float[Tensor, "heads height width dim"], side: int = _POOL
+) -> Float[Tensor, "rows columns channels"]:
     """Normalised tokens of all heads together, averaged over squares."""
-    return F.normalize(_pool(tokens.permute(1, 2, 0, 3).flatten(2).float()), dim=-1)
+    return F.normalize(_pool(tokens.permute(1, 2, 0, 3).flatten(2).float(), side), dim=-1)
 
 
-def _pool(values: Float[Tensor, "height width channels"]) -> Float[Tensor, "rows columns channels"]:
-    pooled = F.avg_pool2d(values.permute(2, 0, 1)[None], _POOL, ceil_mode=True, count_include_pad=False)
+def _pool(
+    values: Float[Tensor, "height width channels"], side: int = _POOL
+) -> Float[Tensor, "rows columns channels"]:
+    pooled = F.avg_pool2d(values.permute(2, 0, 1)[None], side, ceil_mode=True, count_include_pad=False)
     return pooled[0].permute(1, 2, 0)
 
 

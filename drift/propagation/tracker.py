@@ -33,6 +33,7 @@ from drift.propagation.labels import (
     reweighted,
 )
 from drift.propagation.memory import MEMORY_LABELS, Memory, RememberedFrame
+from drift.propagation.motion import is_cut, positions_of
 from drift.propagation.refiner import Refiner
 from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
@@ -80,6 +81,7 @@ class Tracker:
         memory_frames, given_frames: numbers of predicted frames and of frames with a given mask in the memory, see
             `Memory`.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
+        cuts: whether objects are lost where the scene changes, see `is_cut`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
             value just below 1 compensates for the probability that objects lose with each propagation.
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
@@ -120,6 +122,7 @@ class Tracker:
         memory_frames: int = 7,
         given_frames: int = 8,
         memory_labels: str = "soft",
+        cuts: bool = False,
         background_weight: float = 1.0,
         min_confidence: float = 0.0,
         adapter: Adapter | None = None,
@@ -132,7 +135,7 @@ class Tracker:
         non_negative("min_confidence", min_confidence)
         choice("memory_labels", memory_labels, MEMORY_LABELS)
         self.backbone, self.memory_labels = backbone, memory_labels
-        self.background_weight, self.min_confidence = background_weight, min_confidence
+        self.background_weight, self.min_confidence, self.cuts = background_weight, min_confidence, cuts
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames, given_frames)
@@ -379,7 +382,22 @@ class Tracker:
             else:
                 labels = propagated[:channels]
             heat = torch.cat([heat, propagated[channels + len(heat) : channels + points]])
-        return labels, heat
+        return self._lost_at_cut(compared, labels), heat
+
+    def _lost_at_cut(
+        self, compared: Sequence[Comparison], labels: Float[Tensor, "channels rows columns"]
+    ) -> Float[Tensor, "channels rows columns"]:
+        """Labels; after a cut without the objects that the frame before shows, which cannot go on in the new scene."""
+        frames = sorted(self.memory.frames(), key=lambda frame: frame.index)
+        follows = [frame.index for frame in frames[-2:]] == [self._next_index - 2, self._next_index - 1]
+        if not (self.cuts and follows and is_cut(compared[0].keys, frames[-1].keys[0], frames[-2].keys[0])):
+            return labels
+        known = frames[-1].known
+        shown = positions_of([frame.labels_of(0, known) for frame in frames if frame.known >= known])[:, -1]
+        kept = labels.clone()
+        kept[1 : known[0]][shown[: known[0] - 1].isfinite().all(1)] = 0
+        kept[0] = 1 - kept[1:].sum(0)
+        return kept
 
     def _refined(self, labels: Tensor, frame: Tensor, given: Tensor | None) -> SoftLabels:
         """Labels with the frame's size, refined if there is a refiner and something was propagated."""

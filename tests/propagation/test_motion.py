@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from drift.errors import InputError
 from drift.propagation import Tracker
-from drift.propagation.motion import displacement, object_offsets, positions_of
+from drift.propagation.motion import displacement, is_cut, object_offsets, positions_of
 
 SIZE = 96, 160
 
@@ -203,3 +203,37 @@ def test_still_frames_keep_the_mask():
     masks, truth = tracked([[(40, 60)]] * 8, follow=True)
     assert np.array_equal(masks[-1], masks[1])
     assert iou(masks[-1], truth[0]) > 0.97
+
+
+def test_objects_are_lost_at_a_cut_and_found_when_the_scene_returns():
+    places = [[(40, 30 + 2 * t)] for t in range(7)]
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"cuts": True, "follow": True})
+    for t, place in enumerate(places):
+        frame, mask = picture(*place)
+        other = t in (3, 4)
+        shown = 255 - picture((40, 90))[0] if other else frame
+        found = tracker.step(shown, mask if t == 0 else None).mask().numpy()
+        if other:
+            assert not found.any()
+        else:
+            assert iou(found, mask) > 0.7, t
+
+
+def test_without_a_cut_nothing_changes():
+    places = [[(40, 10 + 12 * t), (10, 100 - 9 * t)] for t in range(7)]
+    masks = [tracked(places, follow=True, cuts=cuts)[0] for cuts in (False, True)]
+    for one, other in zip(*masks, strict=True):
+        assert np.array_equal(one, other)
+
+
+@given(seed=st.integers(0, 99), noise=st.floats(0, 0.5))
+def test_frames_of_one_scene_are_no_cut_and_those_of_two_are(seed, noise):
+    generator = torch.Generator().manual_seed(seed)
+    scenes = (
+        torch.randn(2, 2, 24, 32, 16, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    )
+    before, newest, after = (
+        scenes[0] + noise * torch.randn(scenes[0].shape, generator=generator) for _ in range(3)
+    )
+    assert not is_cut(after, newest, before)
+    assert is_cut(scenes[1], newest, before)

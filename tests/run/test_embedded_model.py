@@ -96,3 +96,18 @@ def test_a_video_gives_the_masks_of_its_frames(backbone_and_trackers, davis_root
         found.append(np.mean(scores[1:]))
     assert found[0] > 0.6
     assert found[1] == pytest.approx(found[0], abs=0.02)
+
+
+def test_objects_are_lost_at_a_cut_and_found_after_it(backbone_and_trackers, davis_root):
+    backbone, make_tracker = backbone_and_trackers
+    data = Davis2016(davis_root, sequences=["dog", "camel"], max_side=427)
+    dog, camel = sorted(data.predict_dataloader(), key=lambda clip: clip.name, reverse=True)
+    tracker = make_tracker(backbone)
+    for clip, index in [*((dog, t) for t in range(4)), *((camel, t) for t in range(3)), (dog, 4), (dog, 5)]:
+        frame = clip.reduced_frame(clip.frames[index])
+        given = clip.reduced_mask(clip.given[0]) if clip is dog and index == 0 else None
+        mask = tracker.step(frame, given).mask(clip.frames[index].shape[:2]) > 0
+        if clip is camel:
+            assert not mask.any()
+        else:
+            assert jaccard(mask, torch.from_numpy(clip.truth[index] > 0)).item() > 0.8
