@@ -41,6 +41,7 @@ class OneGoodHead:
 
     def features(self, frames, generator, *, prompt=None, cross=()):
         features, first = [], 0
+        generator = generator[0] if isinstance(generator, list) else generator
         for number, (layer, count) in enumerate(self.layers.items()):
             size = STRIDE * 2 if self.coarse and number else STRIDE
             angle = F.avg_pool2d((frames[:, 0] > 0.5).float(), size, ceil_mode=True) * torch.pi
