@@ -38,7 +38,7 @@ AXES: Mapping[str, tuple[float, ...]] = {
 }
 """Values of each quantity. Frames are of 96 lines where their number grows, otherwise of 480."""
 
-_POINT = {"frames": 12, "objects": 1, "lines": 480, "memory_frames": 7, "top_k": 5}
+_POINT = {"frames": 16, "objects": 1, "lines": 480, "memory_frames": 7, "top_k": 5}
 
 
 class RandomTokens:
@@ -68,7 +68,10 @@ class RandomTokens:
 
 
 def measure(point: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds per frame (the median), and the peak memory of this process in MB before and after."""
+    """Seconds per frame, and the peak memory in MB beyond that at the start.
+
+    The median over the second half of the frames, which find the memory full.
+    """
     keep_freed_memory()
     options = options_of_tracker(composed("data=sample"))
     options |= {name: point[name] for name in ("memory_frames", "top_k")}
@@ -79,11 +82,11 @@ def measure(point: Mapping[str, Any]) -> dict[str, float]:
     for number, columns in enumerate(np.array_split(np.arange(frame.shape[1]), point["objects"]), start=1):
         mask[lines // 4 : lines // 2, columns[: max(len(columns) // 2, 1)]] = number
     before, seconds = _peak(), []
-    for index in range(point["frames"]):
+    for index in range(max(point["frames"], 2 * point["memory_frames"])):
         start = time.perf_counter()
         tracker.step(frame, mask if index == 0 else None).mask()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[1:]), "megabytes": _peak() - before}
+    return {"seconds": statistics.median(seconds[len(seconds) // 2 :]), "megabytes": _peak() - before}
 
 
 def _peak() -> float:
@@ -100,7 +103,7 @@ def draw(figures: Mapping[str, Mapping[float, Mapping[str, float]]], path: Path)
         ):
             axis = axes[row, column]
             axis.plot(list(points), [values[kind] for values in points.values()], "o-", color="#2a6f97")
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(values[kind] for values in points.values()))
             axis.set_xscale("log")
             axis.set_xticks(list(points), [f"{value:g}" for value in points])
             axis.minorticks_off()
