@@ -1,6 +1,6 @@
-"""Seconds and memory of a frame by the number of frames in a pass: `python -m benchmarks.batches --batches 1 2 4 8`.
+"""Seconds and memory of a backbone by batch size: `python -m benchmarks.batches --batches 1 2 4 8`.
 
-Any backbone on any device: `python -m benchmarks.batches --device cuda backbone=sd21 backbone.precision=float16`.
+For other backbones and devices: `python -m benchmarks.batches --device cuda backbone=sd21 backbone.precision=float16`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["main", "read"]
 
 
 def read(backbone: Backbone, frames: torch.Tensor) -> None:
-    """Reads a batch of frames, and waits for the device."""
+    """Computes the features of a batch of frames `(batch, 3, height, width)` in [0, 1] and synchronises the device."""
     generators = [torch.Generator().manual_seed(number) for number in range(len(frames))]
     with torch.inference_mode():
         backbone.features(frames, generators)
@@ -27,7 +27,7 @@ def read(backbone: Backbone, frames: torch.Tensor) -> None:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 4, 8), help="frames in a pass")
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 4, 8), help="batch sizes")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 854), help="height and width of frames")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as backbone=sd21")
@@ -47,7 +47,7 @@ def main() -> None:
             call()
         figures[f"seconds_per_frame_{size}"] = seconds[str(size)] / size
         figures[f"megabytes_{size}"] = watch.bytes["pass"] / 1e6
-    report("Frames in a pass", figures, options.json)
+    report("Batch sizes", figures, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.measuring import arguments, report
+from benchmarks.measuring import arguments, process_status, report
 from benchmarks.quality import composed, options_of_tracker
 from drift.backbones.interface import Features
 from drift.command_line import keep_freed_memory
@@ -68,10 +68,7 @@ class RandomTokens:
 
 
 def measure(point: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds per frame, and the peak memory in MB beyond that at the start.
-
-    The median over the second half of the frames, which find the memory full.
-    """
+    """Median seconds per frame, once the memory is full, and the increase of the process's peak memory in MB."""
     keep_freed_memory()
     options = options_of_tracker(composed("data=sample"))
     options |= {name: point[name] for name in ("memory_frames", "top_k")}
@@ -81,17 +78,15 @@ def measure(point: Mapping[str, Any]) -> dict[str, float]:
     mask = np.zeros(frame.shape[:2], np.uint8)
     for number, columns in enumerate(np.array_split(np.arange(frame.shape[1]), point["objects"]), start=1):
         mask[lines // 4 : lines // 2, columns[: max(len(columns) // 2, 1)]] = number
-    before, seconds = _peak(), []
+    before, seconds = process_status()["VmHWM"] / 1000, []
     for index in range(max(point["frames"], 2 * point["memory_frames"])):
         start = time.perf_counter()
         tracker.step(frame, mask if index == 0 else None).mask()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[len(seconds) // 2 :]), "megabytes": _peak() - before}
-
-
-def _peak() -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+    return {
+        "seconds": statistics.median(seconds[len(seconds) // 2 :]),
+        "megabytes": process_status()["VmHWM"] / 1000 - before,
+    }
 
 
 def draw(figures: Mapping[str, Mapping[float, Mapping[str, float]]], path: Path) -> None:

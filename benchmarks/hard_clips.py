@@ -184,11 +184,11 @@ def reordered(davis: Path, folder: Path, orders: Callable[[int], Mapping[str, Se
 
     Args:
         davis: folder in DAVIS-2016's layout.
-        folder: is made.
-        orders: for the number of frames of a clip, the indices of the frames by what is added to the clip's name.
+        folder: created if it does not exist.
+        orders: maps the number of frames of a clip to frame indices, by the suffix of the new clip's name.
 
     Returns:
-        The names of the clips.
+        Names of the new clips.
     """
     names, lines = [], []
     for images in sorted((davis / "JPEGImages" / "480p").iterdir()):

@@ -28,25 +28,38 @@ from drift.module import TrackingModule
 from drift.reporting.output_folder import OutputFolder
 from drift.resuming import ProgressFolder
 
-__all__ = ["main", "reduced", "run", "write_long"]
+__all__ = ["looped", "main", "reduced", "run", "write_long"]
 
 
 def write_long(path: Path, frames: int, side: int) -> Path:
     """Writes the sample clip as an mp4, played forwards and backwards, with a longer side of `side` pixels."""
     (sample,) = Sample().predict_dataloader()
     pictures = [reduced(frame, side) for frame in sample.frames]
-    there_and_back = [*pictures, *pictures[-2:0:-1]]
     options = {"crf": "20", "preset": "ultrafast"}
     video = VideoEncoder(path, codec="libx264", pixels="yuv420p", options=options)
-    for index in range(frames):
-        video.add(there_and_back[index % len(there_and_back)], index / 24)
+    for t, index in enumerate(looped(len(pictures), frames)):
+        video.add(pictures[index], t / 24)
     video.close()
     write_mask(path.with_suffix(".png"), reduced(sample.given[0], side, mask=True))
     return path
 
 
+def looped(count: int, frames: int) -> list[int]:
+    """Frame indices of a clip of `count` frames that is played forwards and backwards, `frames` in total.
+
+    Example:
+        >>> looped(3, 7)
+        [0, 1, 2, 1, 0, 1, 2]
+    """
+    period = [*range(count), *range(count - 2, 0, -1)]
+    return [period[t % len(period)] for t in range(frames)]
+
+
 def reduced(picture: np.ndarray, side: int, *, mask: bool = False) -> np.ndarray:
-    """A frame or a mask with a longer side of about `side` pixels; both sides are even, for video."""
+    """Resizes a frame `(height, width, 3)` or a mask `(height, width)` so that the longer side is about `side` pixels.
+
+    Both sides are even, as H.264 requires.
+    """
     scale = side / max(picture.shape[:2])
     height, width = (2 * round(length * scale / 2) for length in picture.shape[:2])
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST if mask else cv2.INTER_AREA)

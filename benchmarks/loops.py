@@ -1,7 +1,7 @@
-"""Whether long clips are held: `python -m benchmarks.loops ROOT --frames 1000`.
+"""J&F at the start and at the end of long clips: `python -m benchmarks.loops ROOT --frames 1000`.
 
-The clips of DAVIS-2016 in ROOT are played forwards and backwards until they are long enough, and tracked by the default
-configuration from the first frame on. J&F of the first and of the last hundred frames are compared.
+The clips of DAVIS-2016 in ROOT are played forwards and backwards and tracked with the default configuration. The mean
+J&F of the first 100 and of the last 100 frames is reported.
 """
 
 from __future__ import annotations
@@ -15,24 +15,19 @@ import numpy as np
 
 from benchmarks.hard_clips import reordered
 from benchmarks.holding_on import run_setting
+from benchmarks.long_clip import looped
 from benchmarks.measuring import arguments, report
 
-__all__ = ["looped", "main", "spans"]
-
-
-def looped(count: int, frames: int) -> list[int]:
-    """Indices of `count` frames, forwards and backwards until there are `frames`.
-
-    Example:
-        >>> looped(3, 7)
-        [0, 1, 2, 1, 0, 1, 2]
-    """
-    there_and_back = [*range(count), *range(count - 2, 0, -1)]
-    return [there_and_back[t % len(there_and_back)] for t in range(frames)]
+__all__ = ["main", "spans"]
 
 
 def spans(curve: Mapping[str, list[float]], length: int = 100) -> tuple[float, float]:
-    """Mean J&F over the first and over the last `length` scored frames of an object, of `curves.json`."""
+    """Mean J&F over the first and the last `length` frames.
+
+    Args:
+        curve: scores per frame, `J` and `F` in [0, 1], of an object in `curves.json`.
+        length: number of frames.
+    """
     both = (np.array(curve["J"]) + np.array(curve["F"])) / 2
     return float(both[:length].mean()), float(both[-length:].mean())
 
@@ -56,7 +51,7 @@ def main() -> None:
         table[name] = f"{first:.3f}, then {last:.3f}"
     first, last = np.array(list(found.values())).mean(0)
     table |= {"mean": f"{first:.3f}, then {last:.3f}", "ratio": float(last / first)}
-    report("J&F of the first and of the last hundred frames", table, options.json)
+    report("J&F of the first and the last 100 frames", table, options.json)
 
 
 if __name__ == "__main__":

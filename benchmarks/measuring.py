@@ -26,6 +26,7 @@ __all__ = [
     "arguments",
     "paired_seconds",
     "peak_process_bytes",
+    "process_status",
     "report",
     "write_json",
 ]
@@ -55,16 +56,23 @@ def paired_seconds(calls: Mapping[str, Callable[[], object]], *, runs: int) -> d
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def process_status() -> dict[str, int]:
+    """Numbers in /proc/self/status on Linux: `VmRSS` and `VmHWM` (resident memory and its peak, kB), `Threads`."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    fields = (line.replace(":", "").split() for line in lines)
+    return {field[0]: int(field[1]) for field in fields if len(field) > 1 and field[1].isdigit()}
+
+
 def peak_process_bytes(module: str, *words: str) -> int:
     """Peak resident memory of `python -m module words` on Linux.
 
     Read from /proc, since `getrusage` includes the peak of the parent process.
     """
     code = (
-        "import pathlib, runpy, sys; sys.argv = sys.argv[1:]; "
+        "import runpy, sys; sys.argv = sys.argv[1:]; "
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False); "
-        "status = pathlib.Path('/proc/self/status').read_text(); "
-        "print('peak', int(status.split('VmHWM:')[1].split()[0]) * 1024)"
+        "from benchmarks.measuring import process_status; "
+        "print('peak', process_status()['VmHWM'] * 1024)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, module, *words], capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
-"""The same command again, with two and three processes and with two threads: `python -m benchmarks.scaling ROOT`.
+"""Speed and reproducibility with several processes and threads: `python -m benchmarks.scaling ROOT`.
 
-ROOT is a folder in DAVIS-2016's layout. The whole command is timed, including its start. Processes have one thread
-each, but for the last run. What differs from the first run is told: mask files, and the largest difference of a score.
+ROOT is a folder in DAVIS-2016's layout. `evaluate.py` is run with the configurations in `RUNS`. Reports the wall time
+of each run and, relative to the first run, the number of mask files that differ and the largest difference of a score.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ RUNS: Mapping[str, tuple[int, int]] = {
     "three processes": (3, 1),
     "two threads": (1, 2),
 }
-"""Number of processes and threads of each run."""
+"""Number of processes and number of threads per process, by name of the run."""
 
 
 def timed(root: Path, output: Path, processes: int, threads: int) -> float:
-    """Seconds of `evaluate.py`."""
+    """Wall time of `evaluate.py` in seconds, including its start."""
     launcher = [sys.executable]
     words = ["data=davis2016", f"data.root={root}", "logger=none", "output.attention=false"]
     words += ["output.formats=[masks]", f"output.dir={output}"]
-    if processes > 1:  # by torchrun, as the command itself starts no more processes than there are cores
+    if processes > 1:  # torchrun, since evaluate.py does not start more processes than cores
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
     start = time.perf_counter()
@@ -76,13 +76,13 @@ def timed(root: Path, output: Path, processes: int, threads: int) -> float:
 
 
 def differing_masks(some: Path, others: Path) -> int:
-    """Number of mask files of a run whose bytes differ from those of another run."""
+    """Number of mask files that are not equal byte for byte in two output folders."""
     paths = [path.relative_to(some) for path in sorted((some / "masks").rglob("*.png"))]
     return sum((some / path).read_bytes() != (others / path).read_bytes() for path in paths)
 
 
 def largest_difference(some: Path, others: Path) -> float:
-    """Largest difference between a J or F of two runs; infinite if their sequences differ."""
+    """Largest absolute difference of J and F, in [0, 1], between two output folders; infinite if sequences differ."""
     rows = []
     for folder in (some, others):
         with (folder / "results.csv").open() as file:

@@ -1,8 +1,8 @@
-"""A long run whose objects come and go: `python -m benchmarks.soak --frames 10000`.
+"""Memory, open files and threads in a long run: `python -m benchmarks.soak --frames 10000`.
 
-The sample clip is played forwards and backwards, small. Every `--interval` frames the objects of the frame's true mask
-are given as new ones, and those given three times before are removed. Masks, overlay and boxes are written. A line
-after each tenth of the frames tells what the process holds; the exit status is 1 if it grows after the first fifth.
+The sample clip is played forwards and backwards at a small size. Every `--interval` frames the tracker is given the
+ground-truth mask with new object ids, and the oldest of three such sets of objects is removed. Masks, overlay and boxes
+are written. Prints ten lines; the exit status is 1 if a quantity increases after the first fifth of the frames.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.long_clip import reduced
-from benchmarks.measuring import arguments, write_json
+from benchmarks.long_clip import looped, reduced
+from benchmarks.measuring import arguments, process_status, write_json
 from benchmarks.quality import composed, options_of_tracker
 from datamodules.sample import Sample
 from drift.clip import Clip
@@ -27,37 +27,46 @@ from drift.command_line import build, keep_freed_memory
 from drift.formats import SegmentedFrame, make_writers
 from drift.propagation import Tracker
 
-__all__ = ["held_by_process", "main", "soak"]
+__all__ = ["main", "process_usage", "soak"]
 
-_ALIVE = 3  # times that objects are given before the first of them are removed
-_GROWTH = 1.02  # of memory, that is no growth: the allocator's granularity
+_SETS = 3  # sets of objects that are tracked at the same time
+_TOLERANCE = 1.02  # relative increase of memory that is ignored
 
 
 def soak(frames: int, *, side: int, interval: int, folder: Path, device: str) -> Iterator[dict[str, float]]:
-    """Runs, and yields what the process holds after each tenth of the frames."""
+    """Tracks `frames` frames and yields figures after each tenth of them.
+
+    Args:
+        frames: number of frames.
+        side: longer side of a frame in pixels.
+        interval: number of frames between two given masks.
+        folder: output folder.
+        device: device of the backbone.
+
+    Yields:
+        `frames`, `ms_per_frame`, the figures of `process_usage`, and the numbers of objects and remembered frames.
+    """
     (sample,) = Sample().predict_dataloader()
     pictures = [reduced(frame, side) for frame in sample.frames]
     masks = [reduced(sample.truth[index], side, mask=True) for index in range(len(pictures))]
-    there_and_back = [*range(len(pictures)), *range(len(pictures) - 2, 0, -1)]
     names = [f"{index:05d}" for index in range(frames)]
     clip = Clip("soak", [pictures[0]] * frames, names, given={0: masks[0]})
     config = composed("refinement=none")
     tracker = Tracker(build(config, "backbone", device=device), **options_of_tracker(config))
     writers = make_writers(["masks", "overlay", "boxes"], clip, folder)
-    alive: deque[list[int]] = deque()
+    tracked_sets: deque[list[int]] = deque()
     next_id, start = 1, time.perf_counter()
-    for index in range(frames):
-        place = there_and_back[index % len(there_and_back)]
+    for index, place in enumerate(looped(len(pictures), frames)):
         given = None
         if index % interval == 0:
-            if len(alive) == _ALIVE:
-                for object_id in alive.popleft():
+            if len(tracked_sets) == _SETS:
+                for object_id in tracked_sets.popleft():
                     tracker.remove(object_id)
             given = np.zeros_like(masks[place])
-            alive.append([])
+            tracked_sets.append([])
             for shown in np.unique(masks[place])[1:]:
                 given[masks[place] == shown] = next_id
-                alive[-1].append(next_id)
+                tracked_sets[-1].append(next_id)
                 next_id = next_id % 254 + 1
         labels = tracker.step(pictures[place], given)
         mask = labels.mask().numpy()
@@ -66,19 +75,18 @@ def soak(frames: int, *, side: int, interval: int, folder: Path, device: str) ->
                 SegmentedFrame(index, names[index], index / 24, pictures[place], mask, labels.object_ids)
             )
         if (index + 1) % max(frames // 10, 1) == 0:
-            held = held_by_process() | {"objects": len(labels.object_ids), "remembered": len(tracker.memory)}
+            usage = process_usage() | {"objects": len(labels.object_ids), "remembered": len(tracker.memory)}
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            yield {"frames": index + 1, "ms_per_frame": 1000 * seconds / max(frames // 10, 1)} | held
+            yield {"frames": index + 1, "ms_per_frame": 1000 * seconds / max(frames // 10, 1)} | usage
     for writer in writers:
         writer.close()
 
 
-def held_by_process() -> dict[str, float]:
-    """Resident memory in MB, open files and threads of this process (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    resident = int(status.split("VmRSS:")[1].split()[0]) / 1000
-    threads = int(status.split("Threads:")[1].split()[0])
-    return {"megabytes": resident, "files": len(os.listdir("/proc/self/fd")), "threads": threads}
+def process_usage() -> dict[str, float]:
+    """Resident memory in MB, number of open files and number of threads of this process (Linux)."""
+    status = process_status()
+    files = len(os.listdir("/proc/self/fd"))
+    return {"megabytes": status["VmRSS"] / 1000, "files": files, "threads": status["Threads"]}
 
 
 def main() -> int:
@@ -103,8 +111,8 @@ def main() -> int:
         options.json,
     )
     grown = [name for name in ("files", "threads") if late[name] > early[name]]
-    grown += ["megabytes"] * (late["megabytes"] > _GROWTH * early["megabytes"])
-    print(f"grows: {', '.join(grown)}" if grown else "nothing grows")
+    grown += ["megabytes"] * (late["megabytes"] > _TOLERANCE * early["megabytes"])
+    print(f"increases: {', '.join(grown)}" if grown else "no increase")
     return int(bool(grown))
 
 

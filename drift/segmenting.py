@@ -31,17 +31,17 @@ def is_tracked(clip: Clip, index: int) -> bool:
 def features_ahead(
     tracker: Tracker, clip: Clip, frames: Iterable[Decoded]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None, FrameFeatures | None]]:
-    """Adds its features to each frame that is tracked; `Backbone.batch` frames are read together.
+    """Adds the features of each tracked frame, computed in batches of `Backbone.batch` frames.
 
-    Run in a background thread (`prefetched`), the backbone reads the next frames while this one is propagated, refined
+    Run in a background thread (`prefetched`), the backbone computes the next batch while frames are propagated, refined
     and written.
     """
     torch.get_num_threads()  # fixes the thread's pool size before the kernel changes that of its workers
     remaining = iter(frames)
-    while several := list(islice(remaining, tracker.backbone.batch)):
-        tracked = {index: clip.reduced_frame(frame) for index, frame, _ in several if is_tracked(clip, index)}
+    while batch := list(islice(remaining, tracker.backbone.batch)):
+        tracked = {index: clip.reduced_frame(frame) for index, frame, _ in batch if is_tracked(clip, index)}
         features = dict(zip(tracked, tracker.features(list(tracked.values()), list(tracked)), strict=True))
-        for index, frame, given in several:
+        for index, frame, given in batch:
             yield index, frame, given, features.get(index)
 
 

@@ -42,7 +42,7 @@ def replaced(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
 
 
 def few_steps(words: Sequence[str]) -> list[str]:
-    """Words of a command line, with few steps for the default adaptation: small random models learn nothing."""
+    """Limits the default adaptation to 2 steps, unless the words choose another adaptation or backbone."""
     chosen = any(
         word.startswith(("adaptation", "experiment=", "+experiment", "backbone=", "--")) for word in words
     )

@@ -1,8 +1,8 @@
-"""Kills runs at random moments and resumes them: `python tests/faults.py --kills 20 --seed 0`.
+"""Interrupts runs at random times and resumes them: `python tests/faults.py --kills 20 --seed 0`.
 
-An evaluation, one of two processes, a sweep and a training take turns. Each is sent SIGKILL, SIGTERM or SIGINT at a
-random moment, and all its processes must end within ten seconds. The same command with `output.resume=true` must then
-leave the files of a run that was not interrupted, apart from times. The exit status is 1 if any does not.
+The commands in `COMMANDS` are run in turn and interrupted by SIGKILL, SIGTERM or SIGINT. All processes of the run must
+end within 10 seconds. After the same command is run to completion, its output must equal that of an uninterrupted run,
+except for wall times. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _RUN = (
 
 
 class Faults:
-    """Runs of `COMMANDS` on two small clips, in subfolders of a folder."""
+    """Runs the commands in `COMMANDS` on two small clips, with output folders in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,15 +58,15 @@ class Faults:
             name: moving_square(frames, (48, 160), name=name) for name, frames in (("ant", 40), ("bee", 30))
         }
         self._data = write_davis(folder / "data", clips)
-        self._undisturbed: dict[str, tuple[dict[str, object], float]] = {}
+        self._uninterrupted: dict[str, tuple[dict[str, object], float]] = {}
 
     def start(self, name: str, out: Path) -> subprocess.Popen[str]:
-        """Starts a command, in a process group of its own."""
+        """Starts a command in a new process group."""
         entry, *words = COMMANDS[name]
         words += ["data=davis", f"data.root={self._data}", f"output.dir={out}"]
         if entry == "evaluate":
             words += ["output.resume=true", "output.formats=[masks,coco]", "output.attention=false"]
-        script = self._folder / f"{entry}.py"  # a file, which the other processes of a run are started with
+        script = self._folder / f"{entry}.py"  # Lightning starts the other processes from it
         script.write_text(_RUN.format(entry))
         with (self._folder / f"{out.name}.log").open("a") as log:
             return subprocess.Popen(
@@ -79,33 +79,33 @@ class Faults:
                 start_new_session=True,
             )
 
-    def undisturbed(self, name: str) -> tuple[dict[str, object], float]:
-        """Outcome and seconds of a run that is not interrupted."""
-        if name not in self._undisturbed:
+    def uninterrupted(self, name: str) -> tuple[dict[str, object], float]:
+        """Output and wall time in seconds of an uninterrupted run; see `outcome`."""
+        if name not in self._uninterrupted:
             out, start = self._folder / name, time.monotonic()
             self._finish(name, out)
-            self._undisturbed[name] = outcome(out), time.monotonic() - start
-        return self._undisturbed[name]
+            self._uninterrupted[name] = outcome(out), time.monotonic() - start
+        return self._uninterrupted[name]
 
     def kill(self, name: str, number: int, sent: signal.Signals, fraction: float) -> list[str]:
-        """Interrupts a run after a fraction of its time, and resumes it.
+        """Interrupts a run and resumes it.
 
         Args:
-            name: of `COMMANDS`.
-            number: of the attempt; names its folder.
-            sent: signal that the first process gets.
-            fraction: of the time of an undisturbed run.
+            name: key in `COMMANDS`.
+            number: number of the attempt, part of the name of the output folder.
+            sent: signal sent to the main process.
+            fraction: time of the signal, as a fraction of the wall time of an uninterrupted run.
 
         Returns:
-            What is wrong; empty if nothing is.
+            Error messages; empty if the output is that of an uninterrupted run.
         """
-        expected, seconds = self.undisturbed(name)
+        expected, seconds = self.uninterrupted(name)
         out = self._folder / f"{name}-{number}"
         process = self.start(name, out)
         time.sleep(fraction * seconds)
         process.send_signal(sent)
         if not has_ended(process):
-            return [f"processes are left {_SECONDS_TO_END:g} s later"]
+            return [f"processes still run after {_SECONDS_TO_END:g} s"]
         try:
             self._finish(name, out)
         except RuntimeError as error:
@@ -121,7 +121,7 @@ class Faults:
 
 
 def has_ended(process: subprocess.Popen[str]) -> bool:
-    """Whether all processes of a group end in time; those that do not are killed."""
+    """Whether all processes of the group end within 10 seconds; the others are killed."""
     deadline = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < deadline:
         process.poll()  # a zombie counts as one of the group
@@ -136,10 +136,10 @@ def has_ended(process: subprocess.Popen[str]) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """The files of a run by path: bytes of masks, adapters and annotations, and results without times.
+    """Contents of masks, annotations, adapters and `results.json` by path, without wall times.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the folder has none of these files.
     """
     patterns = ("**/masks/**/*.png", "**/coco/*.json", "**/*.safetensors")
     found: dict[str, object] = {
@@ -156,7 +156,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def _content(path: Path) -> object:
-    """Bytes; of an adapter its tensors, as its metadata has the seconds that it took."""
+    """Bytes of a file; tensors of an adapter, whose metadata contains wall times."""
     if path.suffix != ".safetensors":
         return path.read_bytes()
     from safetensors import safe_open
@@ -178,7 +178,9 @@ def main(words: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20, help="number of kills; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of moments and signals; default %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the times and signals; default %(default)s"
+    )
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     options = parser.parse_args(words)
     draw, failed = random.Random(options.seed), 0
@@ -189,8 +191,8 @@ def main(words: Sequence[str] | None = None) -> int:
             sent, fraction = draw.choice(_SIGNALS), draw.random()
             wrong = faults.kill(name, number, sent, fraction)
             failed += bool(wrong)
-            told = "; ".join(wrong[:3]) or "same files"
-            print(f"{name}, {sent.name} at {fraction:.0%} of its time: {told}", flush=True)
+            result = "; ".join(wrong[:3]) or "same files"
+            print(f"{name}, {sent.name} at {fraction:.0%} of its time: {result}", flush=True)
     print(f"{options.kills - failed} of {options.kills} interrupted runs were resumed to the same files")
     return int(failed > 0)
 

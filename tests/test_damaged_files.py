@@ -466,8 +466,8 @@ def test_a_damaged_lora_is_named_in_one_line(checkpoint, tmp_path):
             b"# @package _global_\npropagatoin:\n  top_k: 3",
             "propagatoin: no such group; did you mean propagation?",
         ),
-        (b"propagation:\n  top_k: 3", "experiment: its file must start with the line `# @package _global_`"),
-        (b"- 1", "experiment: its file must start with the line"),
+        (b"propagation:\n  top_k: 3", "experiment: the file has no effect without `# @package _global_`"),
+        (b"- 1", "experiment: the file has no effect"),
         (b"# @package _global_\nseed: ${nothing}", "Interpolation key 'nothing' not found"),
     ],
 )

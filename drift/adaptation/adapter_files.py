@@ -131,7 +131,8 @@ class AdapterFolder:
         root: the folder; the file of a clip is named after it.
         learns: whether missing adapters are learned; otherwise they are an error.
         replaces: whether a corrupt adapter, or one of another origin, is learned again; otherwise it is an error.
-        shared: a folder of adapters of any origin, which several runs read and add to; or None.
+        shared: cache folder for adapters, shared by several runs; file names contain a hash of the origin. None for no
+            cache.
     """
 
     adaptation: Adaptation
@@ -194,10 +195,10 @@ class AdapterFolder:
             return self.adaptation.learn(given, backbone, self.propagation)
         digest = hashlib.sha256(json.dumps(came_from, sort_keys=True).encode()).hexdigest()
         path = self.shared / f"{clip.name}-{digest[:16]}{_SUFFIX}"
-        with suppress(InputError):  # missing, or cut off
+        with suppress(InputError):  # missing or corrupt
             return load_adapter(path, came_from)
         adapter = self.adaptation.learn(given, backbone, self.propagation)
-        with suppress(OSError):  # a run goes on without what it would share
+        with suppress(OSError):  # the cache is optional
             save_adapter(path, adapter, came_from)
         return adapter
 

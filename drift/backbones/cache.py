@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from drift.backbones.interface import Backbone, Features, joined
+from drift.backbones.interface import Backbone, Features, concatenate
 from drift.errors import InputError
 from drift.noising.interface import Generators
 from drift.options import positive
@@ -61,33 +61,36 @@ class CachedBackbone(nn.Module):
         prompt: Float[Tensor, "prompts tokens dim"] | None = None,
         cross: Collection[str] = (),
     ) -> list[Features]:
-        """See `Backbone`. Frames with generators of their own are entries of their own; those missing share a pass.
+        """See `Backbone`.
 
-        Generators are left as if all features had been computed.
+        With one generator per frame, each frame has its own cache entry; otherwise the batch has one. Frames without an
+        entry are computed in one forward pass. The final states of the generators do not depend on what was cached.
         """
-        several = isinstance(generator, list)
+        per_frame = isinstance(generator, list)
         generators = generator if isinstance(generator, list) else [generator]
-        pieces = frames.split(1) if several else [frames]
+        batches = frames.split(1) if per_frame else [frames]
         description = {**self.backbone.description, "device": self.device.type, "torch": torch.__version__}
         keys = [
-            feature_key(description, piece, one.get_state(), prompt, cross)
-            for piece, one in zip(pieces, generators, strict=True)
+            feature_key(description, batch, batch_generator.get_state(), prompt, cross)
+            for batch, batch_generator in zip(batches, generators, strict=True)
         ]
-        found = [self._stored(key, one) for key, one in zip(keys, generators, strict=True)]
-        missing = [place for place, features in enumerate(found) if features is None]
+        cached = [self._load(*pair) for pair in zip(keys, generators, strict=True)]
+        missing = [i for i, features in enumerate(cached) if features is None]
         if missing:
-            images = torch.cat([pieces[place] for place in missing])
-            sources = [generators[place] for place in missing]
-            read = self.backbone.features(
-                images, sources if several else generator, prompt=prompt, cross=cross
+            computed = self.backbone.features(
+                torch.cat([batches[i] for i in missing]),
+                [generators[i] for i in missing] if per_frame else generator,
+                prompt=prompt,
+                cross=cross,
             )
-            parts = zip(*(layer.split() for layer in read), strict=True) if several else [read]
-            for place, features in zip(missing, parts, strict=True):
-                found[place] = list(features)
-                self.cache.save(keys[place], features, generators[place].get_state())
-        return [joined(layers) for layers in zip(*filter(None, found), strict=True)]
+            by_entry = zip(*(layer.split() for layer in computed), strict=True) if per_frame else [computed]
+            for i, features in zip(missing, by_entry, strict=True):
+                cached[i] = list(features)
+                self.cache.save(keys[i], features, generators[i].get_state())
+        return [concatenate(layers) for layers in zip(*filter(None, cached), strict=True)]
 
-    def _stored(self, key: str, generator: torch.Generator) -> list[Features] | None:
+    def _load(self, key: str, generator: torch.Generator) -> list[Features] | None:
+        """Features of an entry, or None. Sets the generator to its state after their computation."""
         entry = self.cache.load(key)
         if entry is None:
             return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.backbones.interface import Backbone, Features
-from drift.backbones.loading import as_read, load_backbone
+from drift.backbones.loading import load_backbone, wrap_backbone
 from drift.errors import OptionError
 from drift.noising.interface import Generators
 
@@ -129,7 +129,7 @@ def load_ensemble(
     loaded = {
         name: _load(name, {"precision": precision, **member}, device) for name, member in members.items()
     }
-    return as_read(Ensemble(loaded), batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
+    return wrap_backbone(Ensemble(loaded), batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
 
 
 def _load(name: str, options: Mapping[str, Any], device: torch.device | str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from drift.errors import OptionError
 from drift.noising.interface import Generators
 
-__all__ = ["AttentionPass", "Backbone", "Features", "PromptBackbone", "as_prompt_backbone", "joined"]
+__all__ = ["AttentionPass", "Backbone", "Features", "PromptBackbone", "as_prompt_backbone", "concatenate"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Features:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def split(self) -> list[Features]:
-        """The features of each frame of the batch, in memory of its own."""
+        """Splits the batch into batches of one frame. Tensors are copied, so that none keeps the whole batch alive."""
         if len(self.queries) == 1:
             return [self]
-        parts = {name: tensor.split(1) for name, tensor in self.tensors().items()}
+        tensors = self.tensors()
         return [
-            replace(self, **{name: part[frame].clone() for name, part in parts.items()})
-            for frame in range(len(self.queries))
+            Features(self.layer, **{name: tensor[i : i + 1].clone() for name, tensor in tensors.items()})
+            for i in range(len(self.queries))
         ]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -64,12 +64,12 @@ class Features:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def joined(several: Sequence[Features]) -> Features:
-    """Features of one layer, of several batches of frames, as one batch; the inverse of `Features.split`."""
-    if len(several) == 1:
-        return several[0]
-    parts = [features.tensors() for features in several]
-    return Features(several[0].layer, **{name: torch.cat([one[name] for one in parts]) for name in parts[0]})
+def concatenate(batches: Sequence[Features]) -> Features:
+    """Concatenates the features of one layer along the batch dimension; the inverse of `Features.split`."""
+    if len(batches) == 1:
+        return batches[0]
+    tensors = [batch.tensors() for batch in batches]
+    return Features(batches[0].layer, **{name: torch.cat([t[name] for t in tensors]) for name in tensors[0]})
 
 
 class Backbone(Protocol):
@@ -89,7 +89,7 @@ class Backbone(Protocol):
 
     @property
     def batch(self) -> int:
-        """Number of frames of a clip that are read in one pass, ahead of the tracker."""
+        """Number of frames of a clip per forward pass."""
 
     @property
     def description(self) -> Mapping[str, object]:

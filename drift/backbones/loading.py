@@ -18,9 +18,9 @@ from drift.errors import OptionError
 from drift.options import whole_number
 from drift.precision import resolved_precision
 
-__all__ = ["as_read", "check_options", "load_backbone"]
+__all__ = ["check_options", "load_backbone", "wrap_backbone"]
 
-_SAMPLES = 4  # of a pass with `batch="auto"`
+_SAMPLES = 4  # frames times draws of noise per forward pass, with batch="auto"
 
 
 def load_backbone(
@@ -49,8 +49,8 @@ def load_backbone(
         precision: data type of weights and activations: `auto`, `float32`, `bfloat16` or `float16`; see
             `drift.precision`. `.fp16.safetensors` weights are used with `float16` and where there are no others.
         revision: branch, tag or commit of a Hub id; None for `main`.
-        batch: number of frames of a clip that are read in one pass, ahead of the tracker. `auto`: 1 on a CPU; on other
-            devices as many as make up 4 samples, of which each draw of noise is one.
+        batch: number of frames of a clip per forward pass, 1 or more. `auto`: 1 on a CPU; on other devices 4 divided by
+            the number of draws of noise per frame, at least 1.
         cache: a folder that keeps features; see `FeatureCache`. None for no cache.
         cache_gigabytes: largest size of that folder.
         options: options of the model's family, see `from_checkpoint` of its module. Stable Diffusion and the embedded
@@ -73,13 +73,17 @@ def load_backbone(
     from_checkpoint = family_of(path, source, family).load().from_checkpoint
     check_options(from_checkpoint, options)
     backbone = from_checkpoint(path, source=source, dtype=dtype, **options).to(device)
-    return as_read(backbone, batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
+    return wrap_backbone(backbone, batch=batch, cache=cache, cache_gigabytes=cache_gigabytes)
 
 
-def as_read(
+def wrap_backbone(
     backbone: Any, *, batch: int | str = "auto", cache: str | None = None, cache_gigabytes: float = 20.0
 ) -> Backbone:
-    """A backbone that reads several frames in one pass and keeps their features; see `load_backbone`."""
+    """Sets the batch size of a backbone and adds a feature cache; for the arguments see `load_backbone`.
+
+    Raises:
+        OptionError: `batch`, `cache` or `cache_gigabytes` is out of range.
+    """
     if cache is not None and (not isinstance(cache, str) or not cache):
         raise OptionError("cache", cache, "a folder, or null")
     if batch == "auto":

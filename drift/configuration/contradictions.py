@@ -24,9 +24,7 @@ def group_at(settings: Settings, path: str, target: str = "") -> Settings:
 
 def _an_experiment_sets_options(settings: Settings) -> None:
     if settings.get("experiment") is not None:
-        raise DriftError(
-            "experiment: its file must start with the line `# @package _global_`, or has no effect"
-        )
+        raise DriftError("experiment: the file has no effect without `# @package _global_` as its first line")
 
 
 def _no_group_is_misspelt(settings: Settings) -> None:

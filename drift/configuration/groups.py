@@ -231,7 +231,7 @@ class Propagation(TypedDict, total=False):
     follow: bool
     memory_frames: Whole
     given_frames: Count
-    cuts: bool
+    detect_cuts: bool
     memory_labels: Literal["soft", "hard"]
     background_weight: Positive
     min_confidence: Share

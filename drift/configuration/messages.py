@@ -27,7 +27,7 @@ def first_line(error: BaseException) -> str:
 
 
 def explain(error: Exception, config_dir: Path, config_name: str) -> str:
-    """One line that names the key, the value and the allowed values, or the configuration file that is damaged."""
+    """One line that names the key, the value and the allowed values, or the corrupt configuration file."""
     if isinstance(error, yaml.YAMLError):
         return _explain_file(error)
     if isinstance(error, UnicodeDecodeError):
@@ -60,7 +60,7 @@ def _explain_file(error: yaml.YAMLError) -> str:
 
 
 def _not_text(config_dir: Path) -> str:
-    """The configuration file that is not in UTF-8, of ours and of the folder that `--config-dir` adds."""
+    """Path of the first configuration file that is not UTF-8, in `--config-dir` or in `config_dir`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path, default=config_dir)
     given = parser.parse_known_args(sys.argv[1:])[0].config_dir

@@ -56,7 +56,7 @@ class OverlayWriter(FrameWriter):
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, *, opacity: float = 0.5) -> np.ndarray:
-    """Tints each object in its palette colour and outlines it, in a light shade of the colour and in black around it.
+    """Tints each object in its palette colour and draws a light and a black outline.
 
     Args:
         frame: `(height, width, 3)` uint8 RGB.
@@ -70,7 +70,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, *, opacity: float = 0.5) -
     drawn = np.where((mask > 0)[..., None], mixed, frame)
     width = max(1, round(min(mask.shape) / 400))
     around = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8))
-    drawn[(around > 0) & (mask == 0)] = 0  # visible on ground of the object's own colour
+    drawn[(around > 0) & (mask == 0)] = 0  # contrast where the background has the colour of the object
     for object_id in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:]) + 1:
         contours, _ = cv2.findContours(
             (mask == object_id).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE

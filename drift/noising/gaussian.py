@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from drift.configuration import groups
 from drift.configuration.checking import check_fields
@@ -63,12 +62,9 @@ class Gaussian:
         self, latents: Latents, denoiser: Denoiser, prompts: Prompts, generator: Generators
     ) -> NoisyLatents:
         """See `Noise`."""
-        draws = [_drawn(latents.shape, generator).to(latents) for _ in range(self.ensemble)]
+        from diffusers.utils.torch_utils import randn_tensor  # `import drift` does not import diffusers
+
+        device = generator[0].device if isinstance(generator, list) else generator.device
+        draws = [randn_tensor(latents.shape, generator, device).to(latents) for _ in range(self.ensemble)]
         noisy = [add_noise(denoiser.scheduler, latents, noise, denoiser.timestep) for noise in draws]
         return torch.stack(noisy)[:, None]
-
-
-def _drawn(shape: Sequence[int], generator: Generators) -> Tensor:
-    if isinstance(generator, list):
-        return torch.cat([_drawn((1, *shape[1:]), one) for one in generator])
-    return torch.randn(shape, generator=generator, device=generator.device)

@@ -12,8 +12,8 @@ from torch import Tensor
 __all__ = ["Denoiser", "Generators", "Latents", "Noise", "NoisyLatents", "Prompts"]
 
 Generators = torch.Generator | list[torch.Generator]
-"""Source of a batch's noise: one generator for all of it, or one for each frame, whose noise is then that of the frame
-alone."""
+"""One generator for a batch, or a list with one generator per frame, as in diffusers: the noise of a frame is then
+independent of the other frames in the batch."""
 
 Latents = Float[Tensor, "batch channels rows columns"]
 """Clean latents in the scale of the denoiser."""

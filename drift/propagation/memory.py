@@ -52,12 +52,15 @@ class RememberedFrame:
 
 
 class Memory:
-    """The frames that a target frame attends to. Its size does not grow with the length of the clip.
+    """Keys and labels of earlier frames. The number of frames is bounded.
 
     Args:
-        recent: number of predicted frames that are kept; 0 or more.
-        given: number of frames with a given mask that are kept; 1 or more. Frames that give an object or a point for
-            the first time stay in any case, as long as it is tracked. Of the others the oldest are dropped first.
+        recent: maximum number of predicted frames, 0 or more; the oldest is dropped first.
+        given: maximum number of frames with a given mask, 1 or more; the oldest is dropped first. The first given frame
+            of each tracked object and point is never dropped, even if this exceeds the maximum.
+
+    Raises:
+        OptionError: `recent` or `given` is out of range.
     """
 
     def __init__(self, recent: int, given: int) -> None:
@@ -85,7 +88,7 @@ class Memory:
         return [(least, [frame for frame in frames if frame.known >= least]) for least in known]
 
     def add(self, frame: RememberedFrame) -> None:
-        """Adds a frame, for which an older one is dropped if there are too many."""
+        """Adds a frame. Drops an older one if the maximum is exceeded."""
         if frame.given:
             self._given.append(frame)
             self._drop_given()
@@ -99,10 +102,11 @@ class Memory:
         self._drop_given()
 
     def _drop_given(self) -> None:
+        """Drops the oldest given frames that added no object or point, until the maximum is met."""
         known = [(1, 0), *(frame.known for frame in self._given)]
-        unneeded = [place for place in range(len(self._given) - 1) if known[place + 1] == known[place]]
-        dropped = unneeded[: max(len(self._given) - self._limit, 0)]
-        self._given = [frame for place, frame in enumerate(self._given) if place not in dropped]
+        droppable = [i for i in range(len(self._given) - 1) if known[i + 1] == known[i]]
+        dropped = droppable[: max(len(self._given) - self._limit, 0)]
+        self._given = [frame for i, frame in enumerate(self._given) if i not in dropped]
 
 
 def _without(frame: RememberedFrame, channel: int) -> RememberedFrame:

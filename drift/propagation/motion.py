@@ -8,7 +8,7 @@ An object that the newest memory frame does not show is searched for in the whol
 shows it. A wrong position does little harm: the frames without the object still contribute the tokens of that very
 place, which are more similar to it.
 
-Where the scene changes, the objects that were visible are lost (`is_cut`).
+After a scene cut, objects of the previous frame are lost (`is_scene_cut`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from drift.propagation.kernel import TILE
 
-__all__ = ["displacement", "is_cut", "object_offsets", "positions_of"]
+__all__ = ["displacement", "frame_similarity", "is_scene_cut", "object_offsets", "positions_of"]
 
-_CUT_POOL = 4  # as _POOL, for whole frames
-_CUT = 0.8  # similarity of frames on both sides of a cut, relative to that of the frames before it
+_CUT_POOL = 4  # as _POOL, for the detection of scene cuts
+_CUT_RATIO = 0.8  # of similarities, see `is_scene_cut`
 _POOL = 2  # tokens are averaged over squares of this side before they are compared
 _REACH = 16  # largest displacement between neighbouring frames along an axis, in pooled tokens
 _INERTIA = 0.004  # similarity that a displacement by one pooled token must gain
@@ -87,26 +87,34 @@ def positions_of(
     return moments / objects.sum((2, 3))[..., None]  # 0 / 0 is NaN
 
 
-def is_cut(
+def is_scene_cut(
     keys: Float[Tensor, "heads height width dim"],
-    newest: Float[Tensor, "heads height width dim"],
-    before: Float[Tensor, "heads height width dim"],
+    previous: Float[Tensor, "heads height width dim"],
+    before_previous: Float[Tensor, "heads height width dim"],
 ) -> bool:
-    """Whether a frame shows another scene than the frame before it.
+    """Whether there is a scene cut between the previous frame and the current one.
 
-    Its tokens then find much less similar ones in that frame, anywhere in it, than the tokens of that frame found in
-    the one before. As a ratio, this depends little on the model and on how fast things move.
+    There is a cut if the similarity of the current and the previous frame is less than 0.8 times that of the previous
+    frame and its predecessor; see `frame_similarity`.
 
     Args:
-        keys: keys of the frame.
-        newest, before: keys of the two frames that precede it.
+        keys: keys of the current frame.
+        previous: keys of the previous frame.
+        before_previous: keys of the frame before the previous one.
     """
-    after, newest, before = (_pooled(frame, _CUT_POOL).flatten(0, 1) for frame in (keys, newest, before))
-    return bool(_best_similarity(after, newest) < _CUT * _best_similarity(newest, before))
+    # Not a quotient: the similarity across an earlier cut may be negative.
+    return bool(frame_similarity(keys, previous) < _CUT_RATIO * frame_similarity(previous, before_previous))
 
 
-def _best_similarity(tokens: Float[Tensor, "tokens dim"], others: Float[Tensor, "others dim"]) -> Tensor:
-    """Mean over tokens of the largest cosine similarity to one of the others."""
+def frame_similarity(
+    keys: Float[Tensor, "heads height width dim"], earlier: Float[Tensor, "heads height width dim"]
+) -> Float[Tensor, ""]:
+    """Similarity of a frame to an earlier one, in [-1, 1].
+
+    The mean, over tokens, of the largest cosine similarity to any token of the earlier frame. Keys are averaged over
+    4 x 4 tokens and concatenated over heads.
+    """
+    tokens, others = (_pooled(frame, _CUT_POOL).flatten(0, 1) for frame in (keys, earlier))
     return (tokens @ others.mT).amax(1).mean()
 
 

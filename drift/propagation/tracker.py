@@ -33,7 +33,7 @@ from drift.propagation.labels import (
     reweighted,
 )
 from drift.propagation.memory import MEMORY_LABELS, Memory, RememberedFrame
-from drift.propagation.motion import is_cut, positions_of
+from drift.propagation.motion import is_scene_cut, positions_of
 from drift.propagation.refiner import Refiner
 from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
@@ -78,10 +78,10 @@ class Tracker:
     Args:
         backbone: computes the features of a frame.
         affinity, heads, temperature, top_k, radius, follow: see `PropagationOptions`.
-        memory_frames, given_frames: numbers of predicted frames and of frames with a given mask in the memory, see
-            `Memory`.
+        memory_frames, given_frames: maximum numbers of predicted frames and of frames with a given mask in the memory;
+            see `Memory`.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
-        cuts: whether objects are lost where the scene changes, see `is_cut`.
+        detect_cuts: whether objects get empty masks after a scene cut, until the scene returns; see `is_scene_cut`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
             value just below 1 compensates for the probability that objects lose with each propagation.
         min_confidence: an object whose probability is below this everywhere gets an empty mask.
@@ -122,7 +122,7 @@ class Tracker:
         memory_frames: int = 7,
         given_frames: int = 8,
         memory_labels: str = "soft",
-        cuts: bool = False,
+        detect_cuts: bool = False,
         background_weight: float = 1.0,
         min_confidence: float = 0.0,
         adapter: Adapter | None = None,
@@ -135,7 +135,8 @@ class Tracker:
         non_negative("min_confidence", min_confidence)
         choice("memory_labels", memory_labels, MEMORY_LABELS)
         self.backbone, self.memory_labels = backbone, memory_labels
-        self.background_weight, self.min_confidence, self.cuts = background_weight, min_confidence, cuts
+        self.background_weight, self.min_confidence = background_weight, min_confidence
+        self.detect_cuts = detect_cuts
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
         self.memory = Memory(memory_frames, given_frames)
@@ -201,42 +202,45 @@ class Tracker:
         *,
         slots: bool = True,
     ) -> list[FrameFeatures]:
-        """Features of frames under the clip's prompt, with the queries of the slots' layers.
+        """Computes the features of frames under the clip's prompt, with the queries of the slots' layers.
 
         They depend on neither masks nor the tracker's state, so that another thread can compute them ahead of `step`.
-        Frames that are read alike, with the same prompt and the same layers, share one pass of the backbone. The noise
-        of a frame does not depend on what it is read with.
+        Frames with the same size, prompt and layers are computed in one forward pass. The noise of a frame depends on
+        the seed and its index only.
 
         Args:
             frames: RGB.
-            indices: indices of the frames in the clip.
+            indices: index in the clip of each frame.
             slots: whether the slots' layers are needed.
+
+        Returns:
+            The features of each frame, in order.
         """
-        used = [self.adapter.slots_at(index) if slots else None for index in indices]
+        slot_keys = [self.adapter.slots_at(index) if slots else None for index in indices]
         prompts = [self.adapter.prompt_at(index) for index in indices]
-        alike: dict[tuple, list[int]] = {}
-        for place, frame in enumerate(frames):
-            alike.setdefault((id(prompts[place]), id(used[place]), frame.shape), []).append(place)
-        found: dict[int, FrameFeatures] = {}
-        for places in alike.values():
-            slot_keys = used[places[0]]
-            seeds = [
-                np.random.SeedSequence([self._seed, indices[place]]).generate_state(1)[0] for place in places
-            ]
+        batches: dict[tuple, list[int]] = {}
+        for i, frame in enumerate(frames):
+            batches.setdefault((id(prompts[i]), id(slot_keys[i]), frame.shape), []).append(i)
+        features: dict[int, FrameFeatures] = {}
+        for batch in batches.values():
+            keys = slot_keys[batch[0]]
             with self.stopwatch.stage("features"):
-                images = torch.stack([torch.as_tensor(frames[place]) for place in places])
+                images = torch.stack([torch.as_tensor(frames[i]) for i in batch])
                 images = images.permute(0, 3, 1, 2).to(self.backbone.device).float() / 255
                 layers = self.backbone.features(
                     pad_to_stride(images, self.backbone.stride),
-                    [torch.Generator().manual_seed(int(seed)) for seed in seeds],
-                    prompt=prompts[places[0]],
-                    cross=slot_keys.keys.keys() if slot_keys else (),
+                    [self._generator(indices[i]) for i in batch],
+                    prompt=prompts[batch[0]],
+                    cross=keys.keys.keys() if keys else (),
                 )
-            of_frames = zip(*(layer.split() for layer in layers), strict=True)
-            found |= {
-                place: FrameFeatures(one, slot_keys) for place, one in zip(places, of_frames, strict=True)
-            }
-        return [found[place] for place in range(len(frames))]
+            by_frame = zip(*(layer.split() for layer in layers), strict=True)
+            features |= {i: FrameFeatures(split, keys) for i, split in zip(batch, by_frame, strict=True)}
+        return [features[i] for i in range(len(frames))]
+
+    def _generator(self, index: int) -> torch.Generator:
+        """Generator of the noise of a frame."""
+        seed = np.random.SeedSequence([self._seed, index]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
 
     def skip(self, frames: int) -> None:
         """Skips frames before the first given mask, so that frame indices stay those of the clip."""
@@ -382,22 +386,32 @@ class Tracker:
             else:
                 labels = propagated[:channels]
             heat = torch.cat([heat, propagated[channels + len(heat) : channels + points]])
-        return self._lost_at_cut(compared, labels), heat
+        if self.detect_cuts and self._is_cut(compared[0].keys):
+            labels = self._without_visible_objects(labels)
+        return labels, heat
 
-    def _lost_at_cut(
-        self, compared: Sequence[Comparison], labels: Float[Tensor, "channels rows columns"]
+    def _is_cut(self, keys: Tensor) -> bool:
+        """Whether there is a scene cut before this frame; False unless the memory has the two previous frames."""
+        by_index = {frame.index: frame.keys[0] for frame in self.memory.frames()}
+        previous, before_previous = (by_index.get(self._next_index - n) for n in (1, 2))
+        return (
+            previous is not None
+            and before_previous is not None
+            and is_scene_cut(keys, previous, before_previous)
+        )
+
+    def _without_visible_objects(
+        self, labels: Float[Tensor, "channels rows columns"]
     ) -> Float[Tensor, "channels rows columns"]:
-        """Labels; after a cut without the objects that the frame before shows, which cannot go on in the new scene."""
+        """Labels without the objects that are visible in the newest frame; their probability goes to the background."""
         frames = sorted(self.memory.frames(), key=lambda frame: frame.index)
-        follows = [frame.index for frame in frames[-2:]] == [self._next_index - 2, self._next_index - 1]
-        if not (self.cuts and follows and is_cut(compared[0].keys, frames[-1].keys[0], frames[-2].keys[0])):
-            return labels
         known = frames[-1].known
-        shown = positions_of([frame.labels_of(0, known) for frame in frames if frame.known >= known])[:, -1]
-        kept = labels.clone()
-        kept[1 : known[0]][shown[: known[0] - 1].isfinite().all(1)] = 0
-        kept[0] = 1 - kept[1:].sum(0)
-        return kept
+        positions = positions_of([frame.labels_of(0, known) for frame in frames if frame.known >= known])
+        visible = positions[: known[0] - 1, -1].isfinite().all(1)
+        labels = labels.clone()
+        labels[1 : known[0]][visible] = 0
+        labels[0] = 1 - labels[1:].sum(0)
+        return labels
 
     def _refined(self, labels: Tensor, frame: Tensor, given: Tensor | None) -> SoftLabels:
         """Labels with the frame's size, refined if there is a refiner and something was propagated."""

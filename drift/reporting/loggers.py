@@ -68,7 +68,7 @@ def _start(mode: str, **options: str | None) -> WandbLogger:
         init_timeout=30,
         finish_timeout=_FINISH_SECONDS,
         finish_timeout_raises=True,
-        reinit="create_new",  # also where an earlier run of a sweep could not end
+        reinit="create_new",  # even if an earlier run in this process failed to finish
     )
     logger = WandbLogger(**options, settings=settings)  # type: ignore[arg-type]
     # Lightning passes this argument, and W&B warns that it has no effect.
@@ -120,7 +120,7 @@ def _end_run(logger: WandbLogger, exit_code: int) -> None:
 
 
 def _end_service() -> None:
-    """Ends W&B's service after a failure: otherwise W&B does at exit, with a traceback if the service has died."""
+    """Shuts down the W&B service after a failure. W&B's own exit hook would print a traceback."""
     import wandb
 
     with suppress(Exception):

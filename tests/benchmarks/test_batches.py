@@ -1,4 +1,4 @@
-"""Time and memory by the number of frames in a pass."""
+"""Time and memory by batch size."""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from examples import moving_square, write_davis
 
-from benchmarks import loops
+from benchmarks import loops, scene_cuts
 from benchmarks.hard_clips import CASES, FRAMES, sample_scene, write_cases, write_variants
 from benchmarks.holding_on import held
 from datamodules.davis import Davis2016, Davis2017
@@ -96,3 +97,14 @@ def test_looped_clips_are_compared_at_both_ends(tmp_path, monkeypatch, capsys):
     assert figures.keys() == {"square", "mean", "ratio"}
     assert figures["square"] == figures["mean"]
     assert loops.spans({"J": [1, 1, 0, 0.5], "F": [1, 0.5, 0, 0.5]}, 2) == (0.875, 0.25)
+
+
+def test_ratios_of_one_scene_and_of_a_cut_are_reported(tmp_path, monkeypatch, capsys):
+    clips = {name: moving_square(14, (64, 96), name=name) for name in ("ant", "bee")}
+    clips["bee"] = replace(clips["bee"], frames=[255 - frame[::-1] for frame in clips["bee"].frames])
+    root = write_davis(tmp_path / "data", clips, binary=True)
+    monkeypatch.setattr(sys, "argv", ["scene_cuts", str(root), "--json", str(tmp_path / "out.json")])
+    scene_cuts.main()
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["cuts"] == 2
+    assert figures["largest ratio of cuts"] < figures["smallest ratio within a clip, step 1"]

@@ -13,7 +13,13 @@ from torch.nn import functional as F
 
 from drift.errors import InputError
 from drift.propagation import Tracker
-from drift.propagation.motion import displacement, is_cut, object_offsets, positions_of
+from drift.propagation.motion import (
+    displacement,
+    frame_similarity,
+    is_scene_cut,
+    object_offsets,
+    positions_of,
+)
 
 SIZE = 96, 160
 
@@ -207,7 +213,7 @@ def test_still_frames_keep_the_mask():
 
 def test_objects_are_lost_at_a_cut_and_found_when_the_scene_returns():
     places = [[(40, 30 + 2 * t)] for t in range(7)]
-    tracker = Tracker(ColourBackbone(), **OPTIONS | {"cuts": True, "follow": True})
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"detect_cuts": True, "follow": True})
     for t, place in enumerate(places):
         frame, mask = picture(*place)
         other = t in (3, 4)
@@ -221,7 +227,7 @@ def test_objects_are_lost_at_a_cut_and_found_when_the_scene_returns():
 
 def test_without_a_cut_nothing_changes():
     places = [[(40, 10 + 12 * t), (10, 100 - 9 * t)] for t in range(7)]
-    masks = [tracked(places, follow=True, cuts=cuts)[0] for cuts in (False, True)]
+    masks = [tracked(places, follow=True, detect_cuts=detect)[0] for detect in (False, True)]
     for one, other in zip(*masks, strict=True):
         assert np.array_equal(one, other)
 
@@ -235,5 +241,16 @@ def test_frames_of_one_scene_are_no_cut_and_those_of_two_are(seed, noise):
     before, newest, after = (
         scenes[0] + noise * torch.randn(scenes[0].shape, generator=generator) for _ in range(3)
     )
-    assert not is_cut(after, newest, before)
-    assert is_cut(scenes[1], newest, before)
+    assert not is_scene_cut(after, newest, before)
+    assert is_scene_cut(scenes[1], newest, before)
+
+
+def test_the_similarity_is_the_mean_of_the_best_cosines():
+    generator = torch.Generator().manual_seed(0)
+    keys, earlier = torch.randn(2, 3, 8, 12, 5, generator=generator)
+    pooled = [
+        frame.reshape(3, 2, 4, 3, 4, 5).mean((2, 4)).permute(1, 2, 0, 3).reshape(6, 15).numpy()
+        for frame in (keys, earlier)
+    ]
+    cosines = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in pooled[1]] for a in pooled[0]]
+    assert float(frame_similarity(keys, earlier)) == pytest.approx(np.max(cosines, 1).mean(), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Runs that are killed at some moment, and what a run survives; all moments: `python tests/faults.py`."""
+"""Interrupted runs and a dashboard that fails. `tests/faults.py` interrupts more kinds of runs at random times."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_run_survives_the_death_of_the_dashboards_service(checkpoint, tmp_path
         *("adaptation=none", "refinement=none", f"output.dir={tmp_path / 'out'}"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("WANDB_SERVICE", None)  # of other tests in this process
+    environment.pop("WANDB_SERVICE", None)  # set by other tests in this process
     done = subprocess.run(
         [sys.executable, str(script), *words],
         env=environment,
