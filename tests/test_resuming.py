@@ -34,7 +34,7 @@ def step(tracker, index):
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_tracker_goes_on_as_if_it_had_never_stopped(backbone, tmp_path, stop):
-    options = {"memory_frames": 3, "heads": "fused"}
+    options = {"memory_frames": 2, "long_term_frames": 2, "long_term_interval": 2, "heads": "fused"}
     whole = Tracker(backbone, **options)
     expected = [step(whole, index) for index in range(9)]
     first = Tracker(backbone, **options)

@@ -48,7 +48,7 @@ def python(code: str, *words: str, check: bool = True, **options) -> subprocess.
     ("words", "status", "said"),
     [
         (["--help"], 0, "Main options"),
-        (["--cfg", "job"], 0, "memory_frames: 7"),
+        (["--cfg", "job"], 0, "memory_frames: 3"),
         (["propagation.topk=3"], 2, "did you mean propagation.top_k?"),
         (["propagation.top_k=many"], 2, "propagation.top_k=many: allowed is"),
         (["experiment=drift", "backbone.layers=x"], 2, "backbone.layers=x: allowed is"),

@@ -219,7 +219,10 @@ class TextualInversion(ClipModule[PromptBackbone]):
         """
         assert self._batch is not None
         frame = _Views(self._batch.latents[:1], self._batch.labels[:1], None)
-        maps = self._maps(frame, self.attend(frame))[0]
+        if self._last is not None and not self.options.conditioned:  # the queries do not depend on the slots
+            maps = self._maps(self._batch, self._last)[0]
+        else:
+            maps = self._maps(frame, self.attend(frame))[0]
         ious = []
         for object_map, label in zip(maps[1:], frame.labels[0, 1:], strict=True):
             mask = (label >= 0.5).flatten()

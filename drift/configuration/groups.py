@@ -231,6 +231,9 @@ class Propagation(TypedDict, total=False):
     follow: bool
     memory_frames: Whole
     given_frames: Count
+    long_term_frames: Whole
+    long_term_interval: Count
+    motion_prior: bool
     detect_cuts: bool
     memory_labels: Literal["soft", "hard"]
     background_weight: Positive

@@ -1,4 +1,7 @@
-"""Memory of the tracker: frames with a given mask, and the last n of the others (`docs/method.md`, "Memory")."""
+"""Memory of the tracker: frames with a given mask, older frames at an interval, and the newest frames.
+
+See `docs/method.md`, "Memory".
+"""
 
 from __future__ import annotations
 
@@ -55,27 +58,33 @@ class Memory:
     """Keys and labels of earlier frames. The number of frames is bounded.
 
     Args:
-        recent: maximum number of predicted frames, 0 or more; the oldest is dropped first.
+        recent: maximum number of the newest predicted frames, 0 or more; the oldest is dropped first.
         given: maximum number of frames with a given mask, 1 or more; the oldest is dropped first. The first given frame
             of each tracked object and point is never dropped, even if this exceeds the maximum.
+        long_term: maximum number of predicted frames older than the recent ones, 0 or more; the oldest is dropped
+            first.
+        interval: frames between two long-term frames, 1 or more: those whose index is a multiple of it.
 
     Raises:
-        OptionError: `recent` or `given` is out of range.
+        OptionError: an argument is out of range.
     """
 
-    def __init__(self, recent: int, given: int) -> None:
+    def __init__(self, recent: int, given: int, long_term: int = 0, interval: int = 1) -> None:
         whole_number("memory_frames", recent, minimum=0)
         whole_number("given_frames", given, minimum=1)
-        self._limit = given
+        whole_number("long_term_frames", long_term, minimum=0)
+        whole_number("long_term_interval", interval, minimum=1)
+        self._limit, self._interval = given, interval
         self._given: list[RememberedFrame] = []
+        self._long_term: deque[RememberedFrame] = deque(maxlen=long_term)
         self._recent: deque[RememberedFrame] = deque(maxlen=recent)
 
     def __len__(self) -> int:
-        return len(self._given) + len(self._recent)
+        return len(self._given) + len(self._long_term) + len(self._recent)
 
     def frames(self) -> list[RememberedFrame]:
-        """Frames with a given mask, then the recent frames, both from oldest to newest."""
-        return [*self._given, *self._recent]
+        """Frames with a given mask, long-term frames, then recent frames; each from oldest to newest."""
+        return [*self._given, *self._long_term, *self._recent]
 
     def epochs(self) -> list[tuple[tuple[int, int], list[RememberedFrame]]]:
         """Subsets of the memory by what its frames know, from the fewest objects to all of them.
@@ -92,13 +101,19 @@ class Memory:
         if frame.given:
             self._given.append(frame)
             self._drop_given()
-        else:
-            self._recent.append(frame)
+            return
+        # A frame that leaves the recent ones; with none of them, the new frame itself.
+        full = len(self._recent) == self._recent.maxlen
+        old = next(iter(self._recent), frame) if full else None
+        if old is not None and old.index % self._interval == 0:
+            self._long_term.append(old)
+        self._recent.append(frame)
 
     def forget(self, channel: int) -> None:
         """Removes the channel of an object from all frames; its probability goes to the background."""
         self._given = [_without(frame, channel) for frame in self._given]
-        self._recent = deque((_without(frame, channel) for frame in self._recent), self._recent.maxlen)
+        self._long_term = deque((_without(f, channel) for f in self._long_term), self._long_term.maxlen)
+        self._recent = deque((_without(f, channel) for f in self._recent), self._recent.maxlen)
         self._drop_given()
 
     def _drop_given(self) -> None:

@@ -9,6 +9,9 @@ shows it. A wrong position does little harm: the frames without the object still
 place, which are more similar to it.
 
 After a scene cut, objects of the previous frame are lost (`is_scene_cut`).
+
+Objects that look alike cannot be told apart by their tokens where they meet; there, their motion decides
+(`with_motion_prior`).
 """
 
 from __future__ import annotations
@@ -22,13 +25,28 @@ from torch.nn import functional as F
 
 from drift.propagation.kernel import TILE
 
-__all__ = ["displacement", "frame_similarity", "is_scene_cut", "object_offsets", "positions_of"]
+__all__ = [
+    "displacement",
+    "expected_labels",
+    "frame_similarity",
+    "is_scene_cut",
+    "lookalikes",
+    "object_offsets",
+    "positions_of",
+    "with_motion_prior",
+]
 
 _CUT_POOL = 4  # as _POOL, for the detection of scene cuts
 _CUT_RATIO = 0.8  # of similarities, see `is_scene_cut`
 _POOL = 2  # tokens are averaged over squares of this side before they are compared
 _REACH = 16  # largest displacement between neighbouring frames along an axis, in pooled tokens
 _INERTIA = 0.004  # similarity that a displacement by one pooled token must gain
+_INERTIA_OF_LOOKALIKES = 0.05  # the same for an object that looks like another one
+_LOOKALIKE = 0.9  # cosine similarity of the mean tokens of two objects, see `lookalikes`
+_PRIOR_BLUR = 5  # side of the square over which expected labels are averaged, in tokens
+_PRIOR_FLOOR = 0.05  # smallest prior of an object
+_PRIOR_SHARE = 0.2  # share of lookalikes' total probability that each of them receives before the prior applies
+_VELOCITY_FRAMES = 5  # newest frames from which velocities are estimated
 
 
 def object_offsets(
@@ -53,6 +71,7 @@ def object_offsets(
     offsets = torch.zeros(len(keys), *tiles, 2, dtype=torch.long, device=queries.device)
     objects_near = torch.zeros(tiles, dtype=torch.long, device=queries.device)
     target, pooled = _pooled(queries), dict[int, Tensor]()
+    alike = lookalikes(keys[-1], labels[-1]).tolist()
     for channel, positions in enumerate(positions_of(labels), start=1):
         shown = positions.isfinite().all(1).nonzero()[:, 0].tolist()
         if not shown:
@@ -62,7 +81,8 @@ def object_offsets(
         probability = labels[newest][..., channel]
         if newest not in pooled:  # once for all objects
             pooled[newest] = _pooled(keys[newest])
-        moved = displacement(target, pooled[newest], probability, reach)
+        inertia = _INERTIA_OF_LOOKALIKES if alike[channel - 1] else _INERTIA
+        moved = displacement(target, pooled[newest], probability, reach, inertia)
         shifts = (positions - positions[newest] - moved).nan_to_num().round().long()
         shifts[shifts.abs().amax(1) < slack] = 0
         near = _near_tiles(probability, moved)
@@ -85,6 +105,77 @@ def positions_of(
     row, column = (torch.arange(n, device=objects.device, dtype=torch.float) for n in objects.shape[2:])
     moments = torch.stack([objects.sum(3) @ row, objects.sum(2) @ column], -1)
     return moments / objects.sum((2, 3))[..., None]  # 0 / 0 is NaN
+
+
+def lookalikes(
+    keys: Float[Tensor, "heads height width dim"], labels: Float[Tensor, "height width channels"]
+) -> Bool[Tensor, " objects"]:
+    """Whether each object of a frame looks like another one of the same frame.
+
+    Two objects look alike if the cosine similarity of their mean normalised tokens is above 0.9. Mean tokens of objects
+    of different kinds have similarities of up to 0.8 with the embedded model.
+
+    Args:
+        keys: keys of the frame.
+        labels: its labels, background first.
+    """
+    if labels.shape[-1] < 3:  # one object
+        return torch.zeros(labels.shape[-1] - 1, dtype=torch.bool, device=labels.device)
+    means = F.normalize(torch.einsum("yxc,yxd->cd", labels[..., 1:], _pooled(keys, 1)), dim=-1)
+    return ((means @ means.mT).fill_diagonal_(0) > _LOOKALIKE).any(0)
+
+
+def expected_labels(
+    labels: Sequence[Float[Tensor, "height width channels"]], indices: Sequence[int]
+) -> Float[Tensor, "objects height width"]:
+    """Labels of each object in the frame after the newest one, if it moves on with the same velocity.
+
+    The labels of the newest frame, displaced by the slope of a line fitted to the object's positions in the five newest
+    frames; a position counts by the object's total probability there, so that a hidden object's counts less.
+
+    Args:
+        labels: labels of earlier frames, background first; the last one is the newest.
+        indices: index in the clip of each frame.
+    """
+    recent = [i for i, index in enumerate(indices) if index > indices[-1] - _VELOCITY_FRAMES]
+    labels = [labels[i] for i in recent]
+    times = torch.tensor([float(indices[i]) for i in recent], device=labels[0].device)
+    positions = positions_of(labels)
+    shown = positions.isfinite().all(-1)
+    positions = positions.nan_to_num()
+    mass = torch.stack([frame[..., 1:].sum((0, 1)) for frame in labels], 1) * shown
+    mass = (mass / mass.sum(1, keepdim=True)).nan_to_num()[..., None]
+    elapsed = times[:, None] - (mass * times[:, None]).sum(1, keepdim=True)
+    velocity = (mass * elapsed * positions).sum(1) / (mass * elapsed**2).sum(1)
+    return torch.stack(
+        [
+            _displaced(labels[-1][..., channel], velocity)
+            for channel, velocity in enumerate(velocity.nan_to_num().round(), start=1)
+        ]
+    )
+
+
+def with_motion_prior(
+    labels: Float[Tensor, "channels height width"],
+    expected: Float[Tensor, "objects height width"],
+    alike: Bool[Tensor, " objects"],
+) -> Float[Tensor, "channels height width"]:
+    """Labels in which the total probability of objects that look alike is divided anew among them, by their motion.
+
+    Args:
+        labels: propagated labels, background first.
+        expected: labels expected from the objects' motion, see `expected_labels`.
+        alike: objects that look like others, see `lookalikes`.
+    """
+    objects = labels[1:][alike]
+    total = objects.sum(0)
+    prior = F.avg_pool2d(
+        expected[None, alike], _PRIOR_BLUR, stride=1, padding=_PRIOR_BLUR // 2, count_include_pad=False
+    )[0].clamp(min=_PRIOR_FLOOR)
+    shared = (objects + _PRIOR_SHARE * total) * prior
+    labels = labels.clone()
+    labels[1:][alike] = shared * (total / shared.sum(0).clamp(min=torch.finfo(shared.dtype).tiny))
+    return labels
 
 
 def is_scene_cut(
@@ -123,6 +214,7 @@ def displacement(
     source: Float[Tensor, "rows columns dim"],
     probability: Float[Tensor, "height width"],
     reach: int = _REACH,
+    inertia: float = _INERTIA,
 ) -> Float[Tensor, " axes"]:
     """Rows and columns by which an object moved from a frame to the target frame, in tokens.
 
@@ -130,6 +222,7 @@ def displacement(
         target, source: normalised tokens of both frames, averaged over squares of 2 x 2 tokens.
         probability: probability of the object in the source frame.
         reach: largest displacement along each axis, in pooled tokens.
+        inertia: similarity that a displacement by one pooled token must gain.
     """
     rows, columns, _ = target.shape
     weights = _pool(probability[..., None])[..., 0]
@@ -142,7 +235,7 @@ def displacement(
     places = to_y.clamp(0, rows - 1) * columns + to_x.clamp(0, columns - 1)
     similar = similar.gather(1, places) * inside  # a token that leaves the frame is similar to nothing
     scores = similar.mT @ weights
-    best = (scores - _INERTIA * moves.float().norm(dim=1)).argmax()
+    best = (scores - inertia * moves.float().norm(dim=1)).argmax()
     return moves[best].float() * _POOL
 
 
@@ -168,7 +261,14 @@ def _near_tiles(
     probability: Float[Tensor, "height width"], moved: Float[Tensor, " axes"]
 ) -> Bool[Tensor, "tile_rows tile_columns"]:
     """Tiles with a displaced object within a tile's length: a token above half of its largest probability."""
-    down, right = (int(n) for n in moved)
-    displaced = F.pad(probability, (right, -right, down, -down))[None, None]
+    displaced = _displaced(probability, moved)[None, None]
     tiles = F.max_pool2d(displaced, 3 * TILE, stride=TILE, padding=TILE, ceil_mode=True)[0, 0]
     return tiles > probability.max() / 2
+
+
+def _displaced(
+    probability: Float[Tensor, "height width"], moved: Float[Tensor, " axes"]
+) -> Float[Tensor, "height width"]:
+    """Probability moved by rows and columns; 0 where it comes from outside the frame."""
+    down, right = (int(n) for n in moved)
+    return F.pad(probability, (right, -right, down, -down))

@@ -33,7 +33,13 @@ from drift.propagation.labels import (
     reweighted,
 )
 from drift.propagation.memory import MEMORY_LABELS, Memory, RememberedFrame
-from drift.propagation.motion import is_scene_cut, positions_of
+from drift.propagation.motion import (
+    expected_labels,
+    is_scene_cut,
+    lookalikes,
+    positions_of,
+    with_motion_prior,
+)
 from drift.propagation.refiner import Refiner
 from drift.propagation.slots import SlotKeys, slot_probabilities, weighted_by_slots
 from drift.stopwatch import Stopwatch
@@ -78,9 +84,11 @@ class Tracker:
     Args:
         backbone: computes the features of a frame.
         affinity, heads, temperature, top_k, radius, follow: see `PropagationOptions`.
-        memory_frames, given_frames: maximum numbers of predicted frames and of frames with a given mask in the memory;
-            see `Memory`.
+        memory_frames, given_frames, long_term_frames, long_term_interval: numbers of the newest predicted frames, of
+            frames with a given mask, and of older predicted frames in the memory, and the interval of the latter; see
+            `Memory`.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
+        motion_prior: whether objects that look alike are told apart by their motion; see `with_motion_prior`.
         detect_cuts: whether objects get empty masks after a scene cut, until the scene returns; see `is_scene_cut`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
             value just below 1 compensates for the probability that objects lose with each propagation.
@@ -121,7 +129,10 @@ class Tracker:
         follow: bool = False,
         memory_frames: int = 7,
         given_frames: int = 8,
+        long_term_frames: int = 0,
+        long_term_interval: int = 4,
         memory_labels: str = "soft",
+        motion_prior: bool = False,
         detect_cuts: bool = False,
         background_weight: float = 1.0,
         min_confidence: float = 0.0,
@@ -136,10 +147,10 @@ class Tracker:
         choice("memory_labels", memory_labels, MEMORY_LABELS)
         self.backbone, self.memory_labels = backbone, memory_labels
         self.background_weight, self.min_confidence = background_weight, min_confidence
-        self.detect_cuts = detect_cuts
+        self.motion_prior, self.detect_cuts = motion_prior, detect_cuts
         self.adapter, self.refiner = adapter or Adapter(), refiner
         self.refinements: Counter[str] = Counter()
-        self.memory = Memory(memory_frames, given_frames)
+        self.memory = Memory(memory_frames, given_frames, long_term_frames, long_term_interval)
         self.object_ids: tuple[int, ...] = ()
         self.point_names: tuple[str, ...] = ()
         self.stopwatch = stopwatch or Stopwatch()
@@ -386,9 +397,30 @@ class Tracker:
             else:
                 labels = propagated[:channels]
             heat = torch.cat([heat, propagated[channels + len(heat) : channels + points]])
+        if self.motion_prior and len(labels) > 2:
+            labels = self._with_motion_prior(labels)
         if self.detect_cuts and self._is_cut(compared[0].keys):
             labels = self._without_visible_objects(labels)
         return labels, heat
+
+    def _earlier(self, layer: int) -> tuple[list[RememberedFrame], list[Float[Tensor, "rows columns channels"]]]:
+        """Memory frames that know all objects, from oldest to newest, and their labels on the grid of a layer."""
+        frames = sorted(self.memory.frames(), key=lambda frame: frame.index)
+        known = frames[-1].known
+        frames = [frame for frame in frames if frame.known >= known]
+        return frames, [frame.labels_of(layer, known)[..., : known[0]] for frame in frames]
+
+    def _with_motion_prior(
+        self, labels: Float[Tensor, "channels rows columns"]
+    ) -> Float[Tensor, "channels rows columns"]:
+        """Labels in which the motion of objects that look alike tells them apart."""
+        newest = self.memory.frames()[-1]
+        layer = [one.shape[:2] for one in newest.labels].index(labels.shape[1:])
+        frames, earlier = self._earlier(layer)
+        alike = lookalikes(frames[-1].keys[layer], earlier[-1])
+        if not alike.any():
+            return labels
+        return with_motion_prior(labels, expected_labels(earlier, [frame.index for frame in frames]), alike)
 
     def _is_cut(self, keys: Tensor) -> bool:
         """Whether there is a scene cut before this frame; False unless the memory has the two previous frames."""
@@ -404,12 +436,9 @@ class Tracker:
         self, labels: Float[Tensor, "channels rows columns"]
     ) -> Float[Tensor, "channels rows columns"]:
         """Labels without the objects that are visible in the newest frame; their probability goes to the background."""
-        frames = sorted(self.memory.frames(), key=lambda frame: frame.index)
-        known = frames[-1].known
-        positions = positions_of([frame.labels_of(0, known) for frame in frames if frame.known >= known])
-        visible = positions[: known[0] - 1, -1].isfinite().all(1)
+        visible = positions_of(self._earlier(0)[1])[:, -1].isfinite().all(1)
         labels = labels.clone()
-        labels[1 : known[0]][visible] = 0
+        labels[1:][visible] = 0
         labels[0] = 1 - labels[1:].sum(0)
         return labels
 

@@ -15,10 +15,13 @@ from drift.errors import InputError
 from drift.propagation import Tracker
 from drift.propagation.motion import (
     displacement,
+    expected_labels,
     frame_similarity,
     is_scene_cut,
+    lookalikes,
     object_offsets,
     positions_of,
+    with_motion_prior,
 )
 
 SIZE = 96, 160
@@ -254,3 +257,76 @@ def test_the_similarity_is_the_mean_of_the_best_cosines():
     ]
     cosines = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in pooled[1]] for a in pooled[0]]
     assert float(frame_similarity(keys, earlier)) == pytest.approx(np.max(cosines, 1).mean(), abs=1e-5)
+
+
+TWINS = (250, 200, 30), (250, 200, 30)
+
+
+def crossing_twins(**options):
+    """Two squares of one colour that pass each other and overlap: for each frame, the mask and the true one."""
+    places = [[(34, 10 + 6 * t), (42, 120 - 6 * t)] for t in range(19)]
+    pairs = [picture(*place, colours=TWINS) for place in places]
+    tracker = Tracker(ColourBackbone(), **OPTIONS | {"follow": True, "memory_frames": 4} | options)
+    masks = [
+        tracker.step(frame, mask if t == 0 else None).mask().numpy() for t, (frame, mask) in enumerate(pairs)
+    ]
+    return list(zip(masks, (mask for _, mask in pairs), strict=True))
+
+
+def test_twins_that_cross_are_told_apart_by_their_motion():
+    without, last = (crossing_twins(motion_prior=prior)[-1] for prior in (False, True))
+    assert min(iou(*without, object_id) for object_id in (1, 2)) < 0.5, "the clip would not need it"
+    assert min(iou(*last, object_id) for object_id in (1, 2)) > 0.7
+
+
+def test_the_motion_prior_changes_nothing_for_objects_that_differ():
+    places = [[(34, 10 + 6 * t), (42, 120 - 6 * t)] for t in range(19)]
+    masks = [tracked(places, follow=True, motion_prior=prior)[0] for prior in (False, True)]
+    assert all(np.array_equal(one, other) for one, other in zip(*masks, strict=True))
+
+
+def test_objects_look_alike_if_their_mean_tokens_are_similar():
+    generator = torch.Generator().manual_seed(0)
+    keys, labels = torch.randn(2, 6, 9, 4, generator=generator), torch.zeros(6, 9, 5)
+    keys[:, 3:, :3] = keys[:, :3, :3]
+    keys[:, 3:, 3:6] = -keys[:, :3, 3:6]
+    for channel, (rows, columns) in enumerate(
+        [(slice(3), slice(3)), (slice(3, 6), slice(3)), (slice(3), slice(3, 6))], start=1
+    ):
+        labels[rows, columns, channel] = 1
+    assert lookalikes(keys, labels).tolist() == [True, True, False, False], "the last one is not shown"
+
+
+@settings(max_examples=40, deadline=None)
+@given(down=st.integers(-2, 2), right=st.integers(-2, 2), frames=st.integers(2, 8), hidden=st.booleans())
+def test_labels_are_expected_where_a_steady_motion_takes_them(down, right, frames, hidden):
+    labels = torch.zeros(frames + 1, 40, 60, 2)
+    for t in range(frames + 1):
+        top, left = 17 + down * t, 25 + right * t
+        labels[t, top : top + 4, left : left + 6, 1] = 1
+    if hidden and frames > 2:
+        labels[frames - 2] = 0
+    expected = expected_labels(list(labels[:frames]), range(10, 10 + frames))
+    assert torch.equal(expected[0], labels[frames, ..., 1])
+
+
+def test_an_object_seen_once_is_expected_to_stay():
+    labels = torch.zeros(1, 12, 14, 3)
+    labels[0, 3:5, 2:6, 1] = 1
+    expected = expected_labels(list(labels), [7])
+    assert torch.equal(expected[0], labels[0, ..., 1])
+    assert not expected[1].any(), "the object is not shown"
+
+
+@given(seed=st.integers(0, 99))
+def test_only_the_shares_of_lookalikes_change(seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randn(5, 8, 12, generator=generator).softmax(0)
+    expected = torch.rand(4, 8, 12, generator=generator)
+    alike = torch.tensor([True, False, True, False])
+    changed = with_motion_prior(labels, expected, alike)
+    assert torch.equal(changed[[0, 2, 4]], labels[[0, 2, 4]])
+    assert torch.allclose(changed[[1, 3]].sum(0), labels[[1, 3]].sum(0), atol=1e-6)
+    certain = torch.zeros(4, 8, 12)
+    certain[0] = 1
+    assert (with_motion_prior(labels, certain, alike)[1] > 0.75 * labels[[1, 3]].sum(0)).all()

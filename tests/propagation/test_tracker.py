@@ -202,6 +202,8 @@ def test_frames_of_another_size_are_refused():
         {"top_k": 0},
         {"radius": -1},
         {"memory_frames": -1},
+        {"long_term_frames": -1},
+        {"long_term_interval": 0},
         {"background_weight": 0},
         {"min_confidence": "x"},
     ],
@@ -278,6 +280,34 @@ def test_memory_rejects_lengths_that_make_no_sense():
         Memory(-1, 1)
     with pytest.raises(OptionError, match="given_frames"):
         Memory(1, 0)
+    with pytest.raises(OptionError, match="long_term_frames"):
+        Memory(1, 1, -1)
+    with pytest.raises(OptionError, match="long_term_interval"):
+        Memory(1, 1, 1, 0)
+
+
+@given(
+    frames=st.integers(0, 40),
+    recent=st.integers(0, 4),
+    long_term=st.integers(0, 3),
+    interval=st.integers(1, 5),
+)
+def test_memory_keeps_the_newest_frames_and_older_ones_at_an_interval(frames, recent, long_term, interval):
+    def added(memory, indices):
+        for index in indices:
+            memory.add(
+                RememberedFrame(index, index == 0, (), (torch.zeros(2, 2, 2),), (torch.zeros(2, 2, 0),))
+            )
+        return [frame.index for frame in memory.frames()]
+
+    predicted = list(range(1, frames + 1))
+    newest = predicted[len(predicted) - min(recent, len(predicted)) :]
+    older = [index for index in predicted[: len(predicted) - len(newest)] if index % interval == 0]
+    expected = [0, *older[len(older) - min(long_term, len(older)) :], *newest]
+    memory = Memory(recent, 1, long_term, interval)
+    assert added(memory, [0, *predicted]) == expected
+    assert len(memory) == len(expected)
+    assert added(Memory(recent, 1, long_term, interval), expected) == expected, "as a resumed run adds them"
 
 
 @given(
