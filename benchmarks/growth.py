@@ -71,7 +71,7 @@ def measure(point: Mapping[str, Any]) -> dict[str, float]:
     """Median seconds per frame, once the memory is full, and the increase of the process's peak memory in MB."""
     keep_freed_memory()
     options = options_of_tracker(composed("data=sample"))
-    options |= {name: point[name] for name in ("memory_frames", "top_k")}
+    options |= {name: point[name] for name in ("memory_frames", "top_k")} | {"long_term_frames": 0}
     tracker = Tracker(RandomTokens(), **options)
     lines = point["lines"]
     frame = np.zeros((lines, lines * 16 // 9, 3), np.uint8)

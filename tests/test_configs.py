@@ -320,7 +320,7 @@ def test_drift_on_the_embedded_model_is_the_same_method():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_each_backbone_brings_its_own_propagation_options(name):
     expected = {
-        "tiny": ("attention", 0.46, 5, 12, 7),
+        "tiny": ("attention", 0.46, 8, 12, 3),
         "dinov3": ("cosine", 0.2, 5, 12, 7),
         "ensemble": ("cosine", 0.2, 15, 15, 28),
         "siglip2": ("cosine", 0.2, 5, 12, 7),
