@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,13 @@ from drift.adaptation.schemes import HeadScheme, HeadWeights, scaled_weights
 from drift.adaptation.views import View, augmented_views
 from drift.backbones.interface import Backbone, Features
 from drift.configuration import groups
-from drift.propagation.heads import PropagationOptions, compare, propagate_heads
+from drift.propagation.heads import (
+    Comparison,
+    PropagationOptions,
+    compare,
+    mean_over_heads,
+    propagate_by_head,
+)
 from drift.propagation.labels import downsampling, finest, pad_to_stride, pooled
 
 __all__ = ["HeadWeighting", "Learned"]
@@ -36,12 +42,14 @@ class _Example:
         labels: background, then objects.
         token_weights: weight of each token in the loss; sum to 1. 0 where the frame does not show what the view shows.
         is_frame: whether the view is the given frame itself.
+        by_head: labels that each head propagates to the view, by layer, where they do not depend on the weights.
     """
 
     features: list[Features]
     labels: Float[Tensor, "channels rows columns"]
     token_weights: Float[Tensor, "rows columns"]
     is_frame: bool
+    by_head: list[Float[Tensor, "heads rows columns channels"]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class HeadWeighting(ClipModule[Backbone]):
         return {layer: weights.detach().cpu() for layer, weights in self._by_layer(self.theta).items()}
 
     def on_fit_start(self) -> None:
-        """Computes the features of all views."""
+        """Computes the features of all views, and what each head propagates if it does not depend on the weights."""
         generator = torch.Generator().manual_seed(self._seed)
         with torch.no_grad():
             self._examples = [
@@ -170,6 +178,11 @@ class HeadWeighting(ClipModule[Backbone]):
             compared = compare(frame.features, self.propagation)
             self._keys = [[one.keys] for one in compared]
             self._labels = [[pooled(frame.labels, one.grid).permute(1, 2, 0)] for one in compared]
+            if self.propagation.heads == "separate":
+                self._examples = [
+                    replace(view, by_head=self._by_head(view, compare(view.features, self.propagation)))
+                    for view in self._examples
+                ]
 
     def train_dataloader(self) -> DataLoader:
         """The frame and its augmented views, one per batch."""
@@ -178,9 +191,7 @@ class HeadWeighting(ClipModule[Backbone]):
     def training_step(self, batch: _Example, batch_idx: int) -> Tensor:
         """Cross-entropy of the labels propagated to a view, and the divergence from the initial weights."""
         compared = compare(batch.features, self.propagation, self._by_layer(self.theta))
-        propagated = propagate_heads(
-            compared, self._keys, self._labels, self.propagation, exclude_self=batch.is_frame
-        )
+        propagated = mean_over_heads(compared, batch.by_head or self._by_head(batch, compared))
         cross_entropy = -(batch.labels * propagated.clamp(_FLOOR, 1).log()).sum(0)
         loss = (batch.token_weights * cross_entropy).sum()
         if self.options.caution:
@@ -188,6 +199,11 @@ class HeadWeighting(ClipModule[Backbone]):
             divergence = (log_weights.exp() * (log_weights - self.start.log_softmax(0))).sum()
             loss = loss + self.options.caution * divergence
         return self.logged(loss)
+
+    def _by_head(self, view: _Example, compared: Sequence[Comparison]) -> list[Tensor]:
+        return propagate_by_head(
+            compared, self._keys, self._labels, self.propagation, exclude_self=view.is_frame
+        )
 
     def _by_layer(self, theta: Float[Tensor, " all_heads"]) -> HeadWeights:
         return dict(zip(self.layers, theta.softmax(0).split(list(self.layers.values())), strict=True))

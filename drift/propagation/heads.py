@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +18,16 @@ from drift.propagation.kernel import propagate
 from drift.propagation.labels import downsampling, finest, unpooled
 from drift.propagation.motion import object_offsets
 
-__all__ = ["AFFINITIES", "HEADS", "Comparison", "PropagationOptions", "compare", "propagate_heads"]
+__all__ = [
+    "AFFINITIES",
+    "HEADS",
+    "Comparison",
+    "PropagationOptions",
+    "compare",
+    "mean_over_heads",
+    "propagate_by_head",
+    "propagate_heads",
+]
 
 AFFINITIES = ("attention", "cosine")
 """`attention`: Q Kᵀ / √dim. `cosine`: cosine similarity of the layers' tokens, as DIFT compares features."""
@@ -124,11 +133,29 @@ def propagate_heads(
         options: how labels are propagated.
         exclude_self: see `propagate`.
     """
+    by_head = propagate_by_head(compared, keys, labels, options, exclude_self=exclude_self)
+    return mean_over_heads(compared, by_head)
+
+
+def propagate_by_head(
+    compared: Sequence[Comparison],
+    keys: Sequence[Sequence[Float[Tensor, "heads height width dim"]]],
+    labels: Sequence[Sequence[Float[Tensor, "height width channels"]]],
+    options: PropagationOptions,
+    *,
+    exclude_self: bool = False,
+) -> list[Float[Tensor, "used height width channels"]]:
+    """Labels propagated to a frame by each head whose weight is not 0, for each comparison on its own grid.
+
+    For the arguments see `propagate_heads`. With `heads="separate"` the result does not depend on the weights
+    otherwise.
+    """
     grid = finest(one.grid for one in compared)
-    total = compared[0].queries.new_zeros(labels[0][0].shape[-1], *grid)
+    by_head = []
     for one, layer_keys, layer_labels in zip(compared, keys, labels, strict=True):
-        used = one.weights.nonzero()[:, 0]
+        used = _used(one)
         if not len(used):
+            by_head.append(layer_labels[0].new_zeros(0, *one.grid, layer_labels[0].shape[-1]))
             continue
         factor = downsampling(grid[0], one.grid[0])
         radius = None if options.radius is None else -(-options.radius // factor)
@@ -139,19 +166,37 @@ def propagate_heads(
         offsets = None
         if options.follow and radius is not None and not exclude_self:
             offsets = object_offsets(queries.detach(), memory, layer_labels, slack=-(-radius // 3))
-        per_head = propagate(
-            queries,
-            memory,
-            layer_labels,
-            temperature=options.temperature,
-            radius=radius,
-            top_k=options.top_k,
-            exclude_self=exclude_self,
-            offsets=offsets,
+        by_head.append(
+            propagate(
+                queries,
+                memory,
+                layer_labels,
+                temperature=options.temperature,
+                radius=radius,
+                top_k=options.top_k,
+                exclude_self=exclude_self,
+                offsets=offsets,
+            )
         )
-        propagated = torch.einsum("h,hyxc->cyx", one.weights[used].to(per_head), per_head)
-        total = total + unpooled(propagated[None], grid)[0]
+    return by_head
+
+
+def mean_over_heads(
+    compared: Sequence[Comparison], by_head: Sequence[Float[Tensor, "used height width channels"]]
+) -> Float[Tensor, "channels rows columns"]:
+    """Mean, by the heads' weights, of the labels that `propagate_by_head` returns, on the finest layer's grid."""
+    grid = finest(one.grid for one in compared)
+    total = compared[0].queries.new_zeros(by_head[0].shape[-1], *grid)
+    for one, per_head in zip(compared, by_head, strict=True):
+        if len(per_head):
+            propagated = torch.einsum("h,hyxc->cyx", one.weights[_used(one)].to(per_head), per_head)
+            total = total + unpooled(propagated[None], grid)[0]
     return total
+
+
+def _used(one: Comparison) -> Int[Tensor, " used"]:
+    """Heads whose weight is not 0."""
+    return one.weights.nonzero()[:, 0]
 
 
 def _select_heads(tokens: Tensor, used: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ _INERTIA_OF_LOOKALIKES = 0.05  # the same for an object that looks like another 
 _LOOKALIKE = 0.9  # cosine similarity of the mean tokens of two objects, see `lookalikes`
 _PRIOR_BLUR = 5  # side of the square over which expected labels are averaged, in tokens
 _PRIOR_FLOOR = 0.05  # smallest prior of an object
-_PRIOR_SHARE = 0.2  # share of lookalikes' total probability that each of them receives before the prior applies
+_PRIOR_SHARE = (
+    0.2  # share of lookalikes' total probability that each of them receives before the prior applies
+)
 _VELOCITY_FRAMES = 5  # newest frames from which velocities are estimated
 
 

@@ -403,7 +403,9 @@ class Tracker:
             labels = self._without_visible_objects(labels)
         return labels, heat
 
-    def _earlier(self, layer: int) -> tuple[list[RememberedFrame], list[Float[Tensor, "rows columns channels"]]]:
+    def _earlier(
+        self, layer: int
+    ) -> tuple[list[RememberedFrame], list[Float[Tensor, "rows columns channels"]]]:
         """Memory frames that know all objects, from oldest to newest, and their labels on the grid of a layer."""
         frames = sorted(self.memory.frames(), key=lambda frame: frame.index)
         known = frames[-1].known

@@ -15,7 +15,7 @@ from drift.adaptation.head_weighting import reach_in_pixels
 from drift.backbones import Features, load_backbone
 from drift.errors import OptionError
 from drift.propagation import Adapter, PropagationOptions, Tracker
-from drift.propagation.heads import compare, propagate_heads
+from drift.propagation.heads import compare, mean_over_heads, propagate_by_head, propagate_heads
 
 STRIDE, RADIUS = 4, 4
 MODES = ("separate", "joint", "fused")
@@ -243,19 +243,34 @@ def test_the_loss_is_that_of_labels_propagated_by_the_tracker(mode):
     assert loss.item() == pytest.approx((example.token_weights * cross_entropy).sum().item(), rel=1e-4)
 
 
-def test_training_uses_the_functions_of_the_tracker(monkeypatch):
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the tracker's functions that head weighting calls, in order."""
     calls = []
-    monkeypatch.setattr(head_weighting, "compare", lambda *a: calls.append("compare") or compare(*a))
-    monkeypatch.setattr(
-        head_weighting,
-        "propagate_heads",
-        lambda *a, **k: calls.append("propagate_heads") or propagate_heads(*a, **k),
-    )
-    module = head_weights(OneGoodHead(1))
+    for function in (compare, propagate_by_head, mean_over_heads):
+
+        def call(*args, function=function, **options):
+            calls.append(function.__name__)
+            return function(*args, **options)
+
+        monkeypatch.setattr(head_weighting, function.__name__, call)
+    return calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_uses_the_functions_of_the_tracker(mode, calls):
+    module = head_weights(OneGoodHead(1), mode)
     example = prepared(module)[1]
     calls.clear()
     module.training_step(example, 0)
-    assert calls == ["compare", "propagate_heads"]
+    propagated = [] if mode == "separate" else ["propagate_by_head"]
+    assert calls == ["compare", *propagated, "mean_over_heads"]
+
+
+def test_separate_heads_propagate_once_to_each_view(calls):
+    learned(head_weights(OneGoodHead(1), views=2, steps=5, tolerance=0.0))
+    assert calls.count("propagate_by_head") == 3
+    assert calls.count("mean_over_heads") == 15
 
 
 def test_on_the_frame_itself_a_token_never_attends_to_itself():
