@@ -364,6 +364,7 @@ def test_adaptation_changes_nothing_else():
         [],
         ["data=davis", "seed=3"],
         ["propagation=tiny_cosine"],
+        ["propagation=tiny_fixed"],
         ["noise=inversion", "adaptation/head_weighting=tiny"],
         *([f"backbone={name}"] for name in BACKBONES),
         *([f"experiment={name}"] for name in EXPERIMENTS if name.startswith(("drift", "ablation/"))),
