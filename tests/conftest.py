@@ -13,6 +13,7 @@ from examples import write_checkpoint
 from small_models import write_checkpoint_of
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start: threads would wait for other tests
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,9 @@ def write_encoder(folder: Path, family: str, *, width: int = 32, layers: int = 3
     return folder
 
 
-def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", seed: int = 0) -> Path:
+def write_checkpoint(
+    folder: Path, *, prediction_type: str = "v_prediction", layers_per_block: int = 2, seed: int = 0
+) -> Path:
     """A checkpoint with Stable Diffusion 2.1's configuration keys, random weights and a small width."""
     torch.manual_seed(seed)
     UNet2DConditionModel(
@@ -149,7 +151,7 @@ def write_checkpoint(folder: Path, *, prediction_type: str = "v_prediction", see
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         only_cross_attention=False,
         block_out_channels=(16, 32, 32, 32),
-        layers_per_block=2,
+        layers_per_block=layers_per_block,
         downsample_padding=1,
         mid_block_scale_factor=1,
         act_fn="silu",

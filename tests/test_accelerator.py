@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from examples import moving_square, write_davis
+from examples import moving_square, write_checkpoint, write_davis
 from small_sam import small_sam
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
@@ -53,6 +53,12 @@ CPU = torch.device("cpu")
 CLIP = moving_square(3)
 LATER = np.where(np.arange(64) >= 48, np.uint8(7), np.uint8(0)) * np.ones((48, 1), np.uint8)
 SLOTS = PromptOptions(tokens=3, steps=3, cross_layers=[COARSE, FINE])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """With half as many blocks: the pretended device takes long for each operation."""
+    return write_checkpoint(tmp_path_factory.mktemp("shallow"), layers_per_block=1)
 
 
 @pytest.fixture(scope="module")

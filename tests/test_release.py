@@ -50,7 +50,8 @@ def drift_of(installed, folder, *words):
     command = "import sys; from drift.__main__ import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", command, *words],
-        cwd=folder, env={"PYTHONPATH": str(installed), "PATH": "", "WANDB_MODE": "offline"},
+        cwd=folder,
+        env={"PYTHONPATH": str(installed), "PATH": "", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

@@ -290,11 +290,12 @@ def test_inversion_of_a_rectified_flow_and_sampling_return_the_latents(load, nam
     """Sampled by diffusers' `FlowMatchEulerDiscreteScheduler`."""
     backbone = load(name)
     latents = backbone.encode(frames(batch=1))
+    prompt = backbone._prompt[:, :8]  # the hundreds of tokens of the whole prompt take most of the time
     errors = []
-    for steps in (5, 125):
+    for steps in (3, 75):
         noisy = invert_latents(
             latents,
-            lambda z, t: backbone.denoise(z, t, backbone._prompt),
+            lambda z, t: backbone.denoise(z, t, prompt),
             backbone.scheduler,
             timestep=500,
             steps=steps,
@@ -303,7 +304,7 @@ def test_inversion_of_a_rectified_flow_and_sampling_return_the_latents(load, nam
         sampler = FlowMatchEulerDiscreteScheduler(shift=1.0)
         sampler.set_timesteps(sigmas=[0.5 * (steps - step) / steps for step in range(steps)])
         for time in sampler.timesteps:
-            output = backbone.denoise(noisy, int(time.round()), backbone._prompt)
+            output = backbone.denoise(noisy, int(time.round()), prompt)
             noisy = sampler.step(output, time, noisy).prev_sample
         errors.append(float((noisy - latents).abs().mean() / latents.std()))
     assert errors[1] < errors[0] / 10, (

@@ -12,11 +12,17 @@ from drift.errors import OptionError
 LAYERS = ["up_blocks.1.attentions.0"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def load(checkpoint):
+    """Loads the small model, once for equal options: tests change no backbone."""
+    backbones = {}
+
     def loaded(**options):
-        defaults = {"layers": LAYERS, "timestep": 51, "precision": "float32"}
-        return load_backbone(str(checkpoint), **(defaults | options))
+        options = {"layers": LAYERS, "timestep": 51, "precision": "float32"} | options
+        key = repr(sorted(options.items()))
+        if key not in backbones:
+            backbones[key] = load_backbone(str(checkpoint), **options)
+        return backbones[key]
 
     return loaded
 

@@ -29,13 +29,16 @@ def composed(*words: str):
 names = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="$"), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
-@given(name=names, other=names)
-def test_a_path_of_any_characters_arrives(name, other):
-    path, mask = f"/a folder/{name} ({other}).mp4", f"/b/{other},{name}/x"
-    config = composed("data=video", f"data.path={path}", f"data.masks={{0: {mask}, 3: plain.png}}")
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(names, names), min_size=4, max_size=4))
+def test_a_path_of_any_characters_arrives(pairs):
+    """Several paths in each configuration, as composing it takes most of the time."""
+    path = f"/a folder/{'/'.join(f'{name} ({other})' for name, other in pairs)}.mp4"
+    masks = {index: f"/b/{other},{name}/x" for index, (name, other) in enumerate(pairs)}
+    given_masks = ", ".join(f"{index}: {mask}" for index, mask in masks.items())
+    config = composed("data=video", f"data.path={path}", f"data.masks={{{given_masks}, 9: plain.png}}")
     assert config.data.path == path
-    assert dict(config.data.masks) == {0: mask, 3: "plain.png"}
+    assert dict(config.data.masks) == {**masks, 9: "plain.png"}
 
 
 @pytest.mark.parametrize(

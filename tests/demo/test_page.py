@@ -38,7 +38,9 @@ WORDS = demo.options(["refinement.trust=0.6"])
 ZEBRA = 3
 _SIDE = 256
 _FRAMES = 8
+_SHORT = 4  # frames, where a test needs no more
 _WAIT = 60  # seconds
+_SAID = "return [...document.querySelectorAll('.toast-body, #status')].map(one => one.innerText)"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,11 @@ def zebra(clip):
 @pytest.fixture(scope="module")
 def video(frames, tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "my clip.mp4", frames)
+
+
+@pytest.fixture(scope="module")
+def short(frames, tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "short.mp4", frames[:_SHORT])
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +142,13 @@ class Tab:
         return [one for one in self.browser.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()]
 
     def one(self, selector: str):
-        self.wait(lambda: self.all(selector))
-        return self.all(selector)[0]
+        return self.wait(lambda: self.all(selector))[0]
 
     def wait(self, condition):
         seen = set()
 
         def holds(_):
-            seen.update(one.text for one in self.all(".toast-body, #status"))
+            seen.update(self.browser.execute_script(_SAID))
             return condition()
 
         ignored = (Exception,)  # of elements that are drawn again meanwhile
@@ -272,25 +278,25 @@ def test_from_a_video_to_the_masks_of_the_command(tab, video, zebra, tmp_path, m
     assert (zipped[0] == 2).any()  # tracked backwards
 
 
-def test_attention_and_charts_are_looked_at(tab, video, zebra):
-    tab.opened(video)
+def test_attention_and_charts_are_looked_at(tab, short, zebra):
+    tab.opened(short)
     tab.drag(*box_of(zebra))
     tab.click("#track")
-    tab.says("All 8 frames are tracked")
+    tab.says("All 4 frames are tracked")
     tab.choose("#tool", "Attention")
-    image, (row, column) = tab.picture(), np.argwhere(tab.session.mask(7) == 1).mean(0)
+    image, (row, column) = tab.picture(), np.argwhere(tab.session.mask(3) == 1).mean(0)
     ActionChains(tab.browser).move_to_element_with_offset(image, *tab.at(column, row)).click().perform()
     drawn = tab.one("#attention img")
     tab.wait(lambda: tab.browser.execute_script("return arguments[0].naturalWidth", drawn) > 800)
     assert len(tab.all("#charts svg polyline")) == 2
     tab.wait(lambda: tab.all("#heads img"))
     assert "Refined masks:" in tab.one("#outcomes").text
-    assert pictures.series(tab.session)[1][-1][0] == 7
+    assert pictures.series(tab.session)[1][-1][0] == 3
 
 
-def test_by_keyboard_on_a_narrow_screen(tab, video, zebra):
+def test_by_keyboard_on_a_narrow_screen(tab, short, zebra):
     size(tab.browser, 400)
-    tab.one("#path input, #path textarea").send_keys(str(video), Keys.ENTER)
+    tab.one("#path input, #path textarea").send_keys(str(short), Keys.ENTER)
     tab.says("Click on an object")
     tab.one("#by-hand > button").send_keys(Keys.ENTER)
     field = tab.one("#place input, #place textarea")
@@ -303,11 +309,11 @@ def test_by_keyboard_on_a_narrow_screen(tab, video, zebra):
     tab.wait(lambda: tab.session.edits.masks)
     np.testing.assert_array_equal(tab.session.mask(0), before)
     tab.one("#track").send_keys(Keys.ENTER)
-    tab.says("All 8 frames are tracked")
+    tab.says("All 4 frames are tracked")
     slider, image = tab.one("#frame input[type=range]"), tab.picture().get_attribute("src")
     slider.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     tab.wait(lambda: tab.picture().get_attribute("src") != image)
-    assert tab.one("#frame input[type=number]").get_property("value") == "5"
+    assert tab.one("#frame input[type=number]").get_property("value") == "1"
     assert tab.browser.execute_script("return document.documentElement.scrollWidth") <= 400
     assert tab.picture().size["width"] > 340
 
@@ -406,15 +412,15 @@ def test_a_reloaded_page_and_a_second_tab_find_the_clip(tab, video, zebra):
     tab.browser.switch_to.window(first)
 
 
-def test_users_do_not_see_each_other_and_wait_in_line(tab, video, zebra, server):
-    tab.opened(video)
+def test_users_do_not_see_each_other_and_wait_in_line(tab, short, zebra, server):
+    tab.opened(short)
     tab.drag(*box_of(zebra))
     mine = tab.browser.current_window_handle
     tab.browser.switch_to.new_window("tab")
     tab.browser.get(server[0])
     tab.wait(lambda: tab.all("#sample") and tab.token)
     assert not tab.all("#picture img")
-    tab.opened(video)
+    tab.opened(short)
     tab.drag(*box_of(zebra))
     other = tab.browser.current_window_handle
     with server[1].models.lock:  # the first job does not get on
@@ -424,21 +430,21 @@ def test_users_do_not_see_each_other_and_wait_in_line(tab, video, zebra, server)
         tab.browser.switch_to.window(other)
         tab.click("#track")
         tab.says("Waiting in line")
-    tab.says("All 8 frames are tracked")
+    tab.says("All 4 frames are tracked")
     tab.browser.close()
     tab.browser.switch_to.window(mine)
-    tab.says("All 8 frames are tracked")
+    tab.says("All 4 frames are tracked")
 
 
-def test_closing_the_tab_deletes_its_files(browser, server, video):
+def test_closing_the_tab_deletes_its_files(browser, server, short):
     address, sessions = server
     browser.switch_to.new_window("tab")
     browser.get(address)
     tab = Tab(browser, sessions)
     tab.wait(lambda: tab.all("#sample") and tab.token)
-    tab.opened(video)
+    tab.opened(short)
     token, folder, kept = tab.token, tab.session.folder, sessions.keep_seconds
-    assert (folder / "my_clip.mp4").is_file()
+    assert (folder / "short.mp4").is_file()
     sessions.keep_seconds = 0.2
     browser.close()
     browser.switch_to.window(browser.window_handles[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -361,16 +362,25 @@ class TestCommand:
             assert word in text
 
     def test_runs_as_a_module(self, folders: tuple[Path, Path]) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "drift.metrics", *map(str, folders)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert "mean of 3" in done.stdout
+
+    def test_fails_as_a_module(
+        self,
+        folders: tuple[Path, Path],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
         (folders[0] / "cow" / "00001.png").unlink()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr == f"error: {folders[0] / 'cow' / '00001.png'}: no such file\n"
+        monkeypatch.setattr(sys, "argv", ["drift.metrics", *map(str, folders)])
+        monkeypatch.delitem(sys.modules, "drift.metrics.__main__")  # which runs it anew, as `python -m` does
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("drift.metrics", run_name="__main__")
+        assert stop.value.code == 2
+        expected = f"error: {folders[0] / 'cow' / '00001.png'}: no such file\n"
+        assert capsys.readouterr() == ("", expected)
 
 
 @pytest.fixture(scope="module")

@@ -119,14 +119,12 @@ def test_an_official_file_is_downloaded_on_request(tmp_path, monkeypatch):
 
 
 def random_file(size: str, path: Path) -> Path:
-    """An official layout with random float16 weights."""
+    """An official layout with random float16 weights, which share memory so that the file is small."""
     with torch.device("meta"):
         layout = build_official(size).state_dict()
-    noise = torch.randn(1 << 18, generator=torch.Generator().manual_seed(0)).mul(0.02).half()
-    weights = {
-        name: noise.repeat(-(-value.numel() // len(noise)))[: value.numel()].reshape(value.shape)
-        for name, value in layout.items()
-    }
+    largest = max(value.numel() for value in layout.values())
+    noise = torch.randn(largest, generator=torch.Generator().manual_seed(0)).mul(0.02).half()
+    weights = {name: noise[: value.numel()].view(value.shape) for name, value in layout.items()}
     torch.save(weights, path)
     return path
 

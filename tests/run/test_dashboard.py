@@ -17,7 +17,7 @@ from drift.command_line import run
 from drift.image_files import read_mask
 from drift.reporting.head_figure import draw_head_weights
 
-CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 6), ("bee", 9))}
+CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 3), ("bee", 4))}
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
     return call
 
 
+ONE_CLIP = ("data.sequences=[ant]",)
 ADAPTING = ("adaptation=drift", "adaptation.textual_inversion.steps=3", "adaptation.head_weighting.steps=4")
 
 
@@ -110,14 +111,14 @@ def test_logging_changes_no_result(command, tmp_path):
 
 
 def test_nobody_logged_in_means_offline(command, tmp_path):
-    status, _, errors = command()
+    status, _, errors = command(*ONE_CLIP)
     assert (status, errors) == (0, "")
     assert len(offline_runs(tmp_path / "out")) == 1
 
 
 def test_a_wrong_key_is_said_and_the_run_is_kept_offline(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "not a key")
-    status, printed, errors = command("logger.mode=online")
+    status, printed, errors = command("logger.mode=online", *ONE_CLIP)
     assert status == 0
     assert "J&F" in printed
     assert errors.startswith("warning: W&B did not start online")
@@ -128,7 +129,8 @@ def test_a_wrong_key_is_said_and_the_run_is_kept_offline(command, tmp_path, monk
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_happens(command, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    status, printed, errors = command("logger.mode=offline", f"logger.save_dir={tmp_path / 'file' / 'w'}")
+    save = f"logger.save_dir={tmp_path / 'file' / 'w'}"
+    status, printed, errors = command("logger.mode=offline", save, *ONE_CLIP)
     assert status == 0
     assert "J&F" in printed
     assert errors.startswith("warning: W&B cannot be used")
@@ -153,18 +155,18 @@ def test_a_dashboard_that_cannot_end_is_said(command, tmp_path, monkeypatch):
         raise TimeoutError("upload took too long")
 
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", fail)
-    status, _, errors = command("logger.mode=offline")
+    status, _, errors = command("logger.mode=offline", *ONE_CLIP)
     monkeypatch.undo()
     assert status == 0
     assert "upload took too long" in errors
     assert errors.count("\n") == 1, errors
-    assert command("logger.mode=offline", out="next")[::2] == (0, "")
+    assert command("logger.mode=offline", *ONE_CLIP, out="next")[::2] == (0, "")
     assert offline_runs(tmp_path / "next")
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(command, tmp_path, monkeypatch):
     (tmp_path / "out" / "report.html").mkdir(parents=True)
-    status, _, errors = command("logger=none")
+    status, _, errors = command("logger=none", *ONE_CLIP)
     assert status == 0
     assert errors.startswith("warning: no report.html (")
     assert errors.count("\n") == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from examples import few_steps, moving_square, write_video
+from examples import few_steps, moving_square, write_checkpoint, write_video
 from PIL import Image
 
 import evaluate
@@ -19,6 +19,12 @@ from drift.video_files import VideoFrames, index_video
 CLIP = moving_square(9, size=(48, 64))
 LAST = len(CLIP) - 1
 OTHER = slice(32, 48), slice(40, 64)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """With random weights that track both objects over a few frames."""
+    return write_checkpoint(tmp_path_factory.mktemp("sd21"))
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,32 @@ def backbone_and_trackers():
     return build(config, "backbone"), build(config, "propagation")
 
 
-def mean_jaccards(clip, tracker, frames):
-    """Mean J over frames 1 to `frames - 1` and the clip's objects: tracked, and with the first mask copied."""
+class WithMasks:
+    """A tracker that is given the clip's masks beside the points, and keeps the labels of all frames."""
+
+    def __init__(self, tracker, clip):
+        self.tracker, self.clip, self.labels = tracker, clip, []
+
+    def step(self, frame, points=()):
+        given = self.clip.given.get(len(self.labels))
+        self.labels.append(self.tracker.step(frame, given, points))
+        return self.labels[-1]
+
+
+@pytest.fixture(scope="module")
+def sample(backbone_and_trackers):
+    """The sample clip, its masks, and the figures of 20 points per layer that are tracked beside them."""
+    backbone, make_tracker = backbone_and_trackers
+    (clip,) = Sample().predict_dataloader()
+    tracker = WithMasks(make_tracker(backbone), clip)
+    figures = follow(clip, tracker, count=20)
+    return clip, [labels.mask() for labels in tracker.labels[:8]], figures
+
+
+def mean_jaccards(clip, masks):
+    """Mean J over all frames but the first and the clip's objects: tracked, and with the first mask copied."""
     tracked, copied = [], []
-    for t in range(frames):
-        mask = tracker.step(clip.frames[t], clip.given.get(t)).mask()
+    for t, mask in enumerate(masks):
         for object_id in np.unique(clip.given[0])[1:] if t else ():
             truth = torch.from_numpy(clip.truth[t] == object_id)
             tracked.append(jaccard(mask == object_id, truth).item())
@@ -55,10 +76,9 @@ def test_keys_are_tied_to_queries(backbone_and_trackers):
         assert torch.equal(block.attn1.to_k.weight, block.attn1.to_q.weight)
 
 
-def test_it_tracks_the_sample_clip(backbone_and_trackers):
-    backbone, make_tracker = backbone_and_trackers
-    (clip,) = Sample().predict_dataloader()
-    tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
+def test_it_tracks_the_sample_clip(sample):
+    clip, masks, _ = sample
+    tracked, copied = mean_jaccards(clip, masks)
     assert tracked > 0.88
     assert tracked > copied + 0.2
 
@@ -66,16 +86,16 @@ def test_it_tracks_the_sample_clip(backbone_and_trackers):
 def test_it_tracks_a_real_clip(backbone_and_trackers, davis_root):
     backbone, make_tracker = backbone_and_trackers
     (clip,) = Davis2016(davis_root, sequences=["dog"]).predict_dataloader()
-    tracked, copied = mean_jaccards(clip, make_tracker(backbone), 8)
+    tracker = make_tracker(backbone)
+    masks = [tracker.step(clip.frames[t], clip.given.get(t)).mask() for t in range(8)]
+    tracked, copied = mean_jaccards(clip, masks)
     assert tracked > 0.85
     assert tracked > copied + 0.2
 
 
-def test_it_tracks_points_of_the_sample_clip(backbone_and_trackers):
+def test_it_tracks_points_of_the_sample_clip(sample):
     """0.95 and 0.86 with 40 points per layer (docs/own-video.md); 0 for points that stay where they are."""
-    backbone, make_tracker = backbone_and_trackers
-    (clip,) = Sample().predict_dataloader()
-    figures = follow(clip, make_tracker(backbone), count=20)
+    _, _, figures = sample
     assert figures["within 8 px, frame 10"] > 0.85
     assert figures["within 8 px, last frame"] > 0.7
     assert figures["unmoved within 8 px, frame 10"] == 0

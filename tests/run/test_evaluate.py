@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -24,25 +28,64 @@ from drift.metrics.folders import score_folders
 CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 5), ("bee", 4))}
 
 
+def words(checkpoint: Path, out: Path, *overrides: str, flags: Sequence[str] = ()) -> list[str]:
+    """The command line of `evaluate.py` with the small checkpoint."""
+    defaults = [
+        "data=davis",
+        f"backbone.checkpoint={checkpoint}",
+        "backbone.layers=[up_blocks.2.attentions.0]",
+        "logger=none",
+        "refinement=none",
+        f"output.dir={out}",
+    ]
+    return ["evaluate.py", *flags, *few_steps(replaced(defaults, overrides))]
+
+
 @pytest.fixture
 def command(checkpoint, tmp_path, monkeypatch, capsys):
     """Runs `evaluate.py` with the small checkpoint; gives the exit status and what was printed."""
 
-    def call(*overrides: str, data: str = "davis", flags: Sequence[str] = ()) -> tuple[int, str, str]:
-        words = [
-            f"data={data}",
-            f"backbone.checkpoint={checkpoint}",
-            "backbone.layers=[up_blocks.2.attentions.0]",
-            "logger=none",
-            "refinement=none",
-            f"output.dir={tmp_path / 'out'}",
-        ]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *few_steps(replaced(words, overrides))])
+    def call(*overrides: str, flags: Sequence[str] = ()) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", words(checkpoint, tmp_path / "out", *overrides, flags=flags))
         status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
     return call
+
+
+class Finished(NamedTuple):
+    """A run that ended, with what it printed."""
+
+    status: int
+    printed: str
+    errors: str
+    out: Path
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def finish(checkpoint, tmp_path_factory):
+    """Runs `evaluate.py` on clips, for several tests that only look at what the run left."""
+
+    def call(clips: dict[str, Clip], *overrides: str, suffix=".jpg", prepare=None) -> Finished:
+        folder = tmp_path_factory.mktemp("finished")
+        root, out = write_davis(folder / "data", clips, suffix=suffix), folder / "out"
+        if prepare is not None:
+            prepare(root)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words(checkpoint, out, f"data.root={root}", *overrides))
+            with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+                status = run(evaluate.evaluate, config_dir=evaluate.CONFIGS, config_name="evaluate")
+        return Finished(status, printed.getvalue(), errors.getvalue(), out, root)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(finish):
+    """A run on `CLIPS`; not to be changed."""
+    return finish(CLIPS, "seed=3", "logger=csv")
 
 
 @pytest.fixture
@@ -58,9 +101,8 @@ def mask_path(root: Path, clip: str, name: str) -> Path:
     return root / "Annotations" / "480p" / clip / f"{name}.png"
 
 
-def test_a_run_leaves_all_its_files(command, root, tmp_path):
-    status, printed, errors = command(f"data.root={root}", "seed=3")
-    out = tmp_path / "out"
+def test_a_run_leaves_all_its_files(finished):
+    status, printed, errors, out, _ = finished
     assert (status, errors) == (0, "")
     for name, clip in CLIPS.items():
         for frame in clip.frame_names:
@@ -96,9 +138,8 @@ def test_a_run_leaves_all_its_files(command, root, tmp_path):
     assert "J&F" in printed
 
 
-def test_the_scores_are_those_of_the_written_masks(command, root, tmp_path):
-    command(f"data.root={root}")
-    out = tmp_path / "out"
+def test_the_scores_are_those_of_the_written_masks(finished):
+    out, root = finished.out, finished.root
     scores = score_folders(out / "masks", root / "Annotations" / "480p", list(CLIPS))
     results = json.loads((out / "results.json").read_text())
     assert results["J"] == pytest.approx(scores.jaccard.mean, abs=1e-9)
@@ -111,14 +152,15 @@ def test_the_scores_are_those_of_the_written_masks(command, root, tmp_path):
         assert float(row["F_decay"]) == pytest.approx(score.boundary.decay, abs=1e-6)
 
 
-def test_the_order_of_clips_and_a_second_run_change_nothing(command, root, tmp_path):
-    command(f"data.root={root}")
-    first = {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "out" / "masks").rglob("*.png")}
-    status, *_ = command(f"data.root={root}", "data.sequences=[bee,ant]")
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_the_order_of_clips_and_a_second_run_change_nothing(command, finished, tmp_path):
+    shutil.copytree(finished.out, tmp_path / "out")
+    status, *_ = command(f"data.root={finished.root}", "seed=3", "data.sequences=[bee,ant]")
     assert status == 0
-    assert first == {
-        p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "out" / "masks").rglob("*.png")
-    }
+    assert contents(tmp_path / "out" / "masks") == contents(finished.out / "masks")
 
 
 def test_half_precision_runs_and_draws(command, root, tmp_path):
@@ -127,15 +169,35 @@ def test_half_precision_runs_and_draws(command, root, tmp_path):
     assert (tmp_path / "out" / "attention" / "bee.png").is_file()
 
 
-@pytest.mark.parametrize("size", [(47, 61), (64, 45), (33, 80)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_odd_sizes_portrait_grey_and_alpha_work(command, tmp_path, size, mode):
-    root = write_davis(tmp_path / "data", {"ant": moving_square(3, size=size, name="ant")}, suffix=".png")
-    for path in (root / "JPEGImages").rglob("*.png"):
-        Image.open(path).convert(mode).save(path)
-    status, _, errors = command(f"data.root={root}")
-    assert (status, errors) == (0, "")
-    assert read_mask(tmp_path / "out" / "masks" / "ant" / "00002.png").shape == size
+SIZES = [(47, 61), (64, 45), (33, 80)]
+MODES = ["RGB", "L", "RGBA"]
+
+
+def odd_name(size: tuple[int, int], mode: str) -> str:
+    return f"{mode}-{size[0]}x{size[1]}"
+
+
+@pytest.fixture(scope="module")
+def odd(finish):
+    """A run on a clip of each of `SIZES` and `MODES`."""
+    names = {odd_name(size, mode): (size, mode) for size in SIZES for mode in MODES}
+    clips = {name: moving_square(3, size=size, name=name) for name, (size, _) in names.items()}
+
+    def convert(root: Path) -> None:
+        for name, (_, mode) in names.items():
+            for path in (root / "JPEGImages" / "480p" / name).iterdir():
+                Image.open(path).convert(mode).save(path)
+
+    return finish(clips, suffix=".png", prepare=convert)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", MODES)
+def test_odd_sizes_portrait_grey_and_alpha_work(odd, size, mode):
+    assert (odd.status, odd.errors) == (0, "")
+    with Image.open(odd.root / "JPEGImages" / "480p" / odd_name(size, mode) / "00002.png") as frame:
+        assert frame.mode == mode
+    assert read_mask(odd.out / "masks" / odd_name(size, mode) / "00002.png").shape == size
 
 
 def test_a_clip_of_one_frame_works_and_says_it_has_nothing_to_score(command, tmp_path):
@@ -317,19 +379,20 @@ def test_lines_for_machines_are_json_and_nothing_else(command, root):
     assert end["J&F"] == pytest.approx((ant["J&F"] + bee["J&F"]) / 2)
 
 
-def test_more_is_told_when_asked_for(command, root):
+def test_more_is_told_when_asked_for(command, root, finished):
     status, printed, errors = command(f"data.root={root}", "data.sequences=[bee]", flags=["-v"])
     assert (status, errors) == (0, "")
     assert "seconds a frame: decode 0." in printed
-    assert "seconds a frame" not in command(f"data.root={root}", "data.sequences=[bee]")[1]
+    assert "J&F" in finished.printed
+    assert "seconds a frame" not in finished.printed
 
 
-def test_a_csv_log_holds_the_scores(command, root, tmp_path):
-    assert command(f"data.root={root}", "logger=csv")[0] == 0
-    (log,) = (tmp_path / "out" / "log").rglob("metrics.csv")
+def test_a_csv_log_holds_the_scores(finished):
+    assert finished.status == 0
+    (log,) = (finished.out / "log").rglob("metrics.csv")
     with log.open() as file:
         rows = list(csv.DictReader(file))
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((finished.out / "results.json").read_text())
     logged = [float(row["J&F"]) for row in rows if row.get("J&F")]
     assert logged == [pytest.approx(results["J&F"])]
 

@@ -275,24 +275,20 @@ class TestStopped:
         assert "output.resume=false" in errors
 
 
-def test_a_disk_that_is_full_is_told_in_one_line(checkpoint, own, tmp_path):
-    def no_room() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+@pytest.fixture
+def no_room():
+    """Files of this process cannot grow over 1500 bytes."""
+    action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, action)
 
-    arguments = words(
-        checkpoint, own, tmp_path / "out", f"data.mask={own / 'mask.png'}", "output.formats=[masks,coco]"
-    )
+
+def test_a_disk_that_is_full_is_told_in_one_line(own, tmp_path, command, no_room):
     (tmp_path / "out").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "evaluate.py"), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=no_room,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "File too large" in done.stderr
+    status, _, errors = command(f"data.mask={own / 'mask.png'}", "output.formats=[masks,coco]")
+    assert status == 2
+    assert errors.count("\n") == 1, errors
+    assert "File too large" in errors

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +38,11 @@ FEW_STEPS = [
 ]
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The clips; not to be changed."""
     clips = {name: moving_square(frames, name=name) for name, frames in (("ant", 4), ("bee", 3))}
-    return write_davis(tmp_path / "data", clips)
+    return write_davis(tmp_path_factory.mktemp("clips") / "data", clips)
 
 
 def words(checkpoint: Path, root: Path, out: Path) -> list[str]:
@@ -55,6 +59,23 @@ def words(checkpoint: Path, root: Path, out: Path) -> list[str]:
         f"output.dir={out}",
         *FEW_STEPS,
     ]
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, root, tmp_path_factory):
+    """Exit status of `train.py`, what it printed, and its folder, which is not to be changed."""
+    folder = tmp_path_factory.mktemp("trained") / "adapters"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["x.py", *words(checkpoint, root, folder)])
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+            status = run(train.train, config_dir=evaluate.CONFIGS, config_name="train")
+    return status, printed.getvalue(), errors.getvalue(), folder
+
+
+@pytest.fixture
+def adapters(trained, tmp_path):
+    """A copy of the folder that `train.py` wrote."""
+    return shutil.copytree(trained[-1], tmp_path / "adapters")
 
 
 @pytest.fixture
@@ -78,17 +99,19 @@ def scores(folder: Path) -> dict[str, tuple[float, float]]:
     return {name: (one["J"], one["F"]) for name, one in results["sequences"].items()}
 
 
-def test_adapters_learned_before_or_while_tracking_give_the_same_numbers(command, root, tmp_path):
-    status, printed, errors = command("train", "adapters")
+def test_adapters_learned_before_or_while_tracking_give_the_same_numbers(
+    command, trained, adapters, root, tmp_path
+):
+    status, printed, errors, _ = trained
     assert (status, errors) == (0, "")
     assert "prompt0 frame0: 4 steps" in printed
-    assert {path.name for path in (tmp_path / "adapters").iterdir()} == {
+    assert {path.name for path in adapters.iterdir()} == {
         "ant.safetensors",
         "bee.safetensors",
         "config.yaml",
     }
-    assert all(path.stat().st_size < 1e6 for path in (tmp_path / "adapters").iterdir())
-    assert command("evaluate", "with", f"adaptation.checkpoints={tmp_path / 'adapters'}")[0] == 0
+    assert all(path.stat().st_size < 1e6 for path in adapters.iterdir())
+    assert command("evaluate", "with", f"adaptation.checkpoints={adapters}")[0] == 0
     assert command("evaluate", "alone")[0] == 0
     given = read_mask(root / "Annotations" / "480p" / "ant" / "00000.png")
     assert np.array_equal(read_mask(tmp_path / "alone" / "masks" / "ant" / "00000.png"), given)
@@ -105,9 +128,8 @@ def test_adapters_learned_before_or_while_tracking_give_the_same_numbers(command
     assert scores(tmp_path / "from") == scores(tmp_path / "alone")
 
 
-def test_a_second_run_learns_what_is_missing(command, tmp_path):
-    command("train", "adapters")
-    kept, gone = (tmp_path / "adapters" / f"{name}.safetensors" for name in ("ant", "bee"))
+def test_a_second_run_learns_what_is_missing(command, adapters):
+    kept, gone = (adapters / f"{name}.safetensors" for name in ("ant", "bee"))
     stamp, before = kept.stat().st_mtime_ns, load_file(gone)
     gone.unlink()
     status, printed, _ = command("train", "adapters")
@@ -130,13 +152,12 @@ def test_a_killed_run_leaves_whole_adapters_only(checkpoint, root, tmp_path, how
         "adaptation.textual_inversion.steps=100",
         "adaptation.textual_inversion.patience=100",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # beside other tests, threads wait for each other
     process = subprocess.Popen(
-        call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     end = time.monotonic() + 200
     while not (out / "ant.safetensors").exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
+        time.sleep(0.02)
     os.killpg(process.pid, how)
     assert process.wait(timeout=60) == (130 if how == signal.SIGTERM else -how)
     assert [path.name for path in out.glob("*.safetensors")] == ["ant.safetensors"], process.stderr.read()[
@@ -153,9 +174,8 @@ def refuse(result, *parts):
         assert part in errors
 
 
-def test_adapters_of_something_else_are_refused_with_what_differs(command, tmp_path):
-    command("train", "adapters")
-    use = f"adaptation.checkpoints={tmp_path / 'adapters'}"
+def test_adapters_of_something_else_are_refused_with_what_differs(command, adapters):
+    use = f"adaptation.checkpoints={adapters}"
     refuse(
         command("evaluate", "a", use, "backbone.timestep=99"), "ant.safetensors", "timestep is 99, it was 20"
     )
@@ -175,20 +195,18 @@ def test_adapters_of_something_else_are_refused_with_what_differs(command, tmp_p
     )
 
 
-def test_an_adapter_of_another_backbone_is_refused(command, tmp_path, tmp_path_factory, capsys):
-    command("train", "adapters")
+def test_an_adapter_of_another_backbone_is_refused(command, adapters, tmp_path_factory, capsys):
     other = write_checkpoint(tmp_path_factory.mktemp("other"), seed=1)
     capsys.readouterr()  # a progress bar of the writing
-    use = f"adaptation.checkpoints={tmp_path / 'adapters'}"
+    use = f"adaptation.checkpoints={adapters}"
     refuse(
         command("evaluate", "a", use, f"backbone.checkpoint={other}"), "ant.safetensors", "backbone.weights"
     )
 
 
-def test_a_truncated_or_missing_adapter_is_named(command, tmp_path):
-    command("train", "adapters")
-    use = f"adaptation.checkpoints={tmp_path / 'adapters'}"
-    path = tmp_path / "adapters" / "bee.safetensors"
+def test_a_truncated_or_missing_adapter_is_named(command, adapters, tmp_path):
+    use = f"adaptation.checkpoints={adapters}"
+    path = adapters / "bee.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     refuse(command("evaluate", "a", use), "bee.safetensors", "truncated")
     path.unlink()

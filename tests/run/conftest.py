@@ -1,0 +1,14 @@
+"""Fixtures of the tests that run whole commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from examples import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the fixture of the same name, with fewer blocks, as every run loads them; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("sd21-shallow"), layers_per_block=1)
