@@ -26,7 +26,7 @@ from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.functional import jaccard
 from drift.propagation import PropagationOptions, SoftLabels
-from drift.propagation.heads import compare, propagate_heads
+from drift.propagation.heads import compare, mean_over_heads, propagate_by_head
 from drift.propagation.labels import labels_of_mask, pad_to_stride
 
 __all__ = ["main", "propagated_iou", "seeds"]
@@ -86,7 +86,8 @@ def propagated_iou(
     keys = torch.cat([fused.keys, excluded], -1)
     queries = torch.cat([fused.queries, torch.ones_like(excluded)], -1)
     labels = torch.stack([~mask, mask], -1).to(keys)
-    propagated = propagate_heads([replace(fused, queries=queries, keys=keys)], [[keys]], [[labels]], options)
+    compared = [replace(fused, queries=queries, keys=keys)]
+    propagated = mean_over_heads(compared, propagate_by_head(compared, [[keys]], [[labels]], options))
     soft = SoftLabels(propagated, (1,), (truth.shape[0], truth.shape[1]), backbone.stride)
     return float(jaccard(soft.mask() > 0, truth > 0))
 

@@ -27,13 +27,13 @@ def davis_root() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random checkpoint in Stable Diffusion 2.1's layout; not to be changed."""
+    """A small random checkpoint in Stable Diffusion 2.1's layout; read-only."""
     return write_checkpoint(tmp_path_factory.mktemp("sd21-small"))
 
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Small random checkpoints of the other families by the choice of `backbone=`; not to be changed."""
+    """Small random checkpoints of the other families by the choice of `backbone=`; read-only."""
     written: dict[str, Path] = {}
 
     def folder(name: str) -> Path:

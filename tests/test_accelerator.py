@@ -57,7 +57,7 @@ SLOTS = PromptOptions(tokens=3, steps=3, cross_layers=[COARSE, FINE])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """With half as many blocks: the pretended device takes long for each operation."""
+    """A checkpoint with half as many blocks, because operations on the pretended device are slow."""
     return write_checkpoint(tmp_path_factory.mktemp("shallow"), layers_per_block=1)
 
 

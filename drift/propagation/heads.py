@@ -26,7 +26,6 @@ __all__ = [
     "compare",
     "mean_over_heads",
     "propagate_by_head",
-    "propagate_heads",
 ]
 
 AFFINITIES = ("attention", "cosine")
@@ -116,27 +115,6 @@ def compare(
     return [_fuse(layers)] if options.heads == "fused" else layers
 
 
-def propagate_heads(
-    compared: Sequence[Comparison],
-    keys: Sequence[Sequence[Float[Tensor, "heads height width dim"]]],
-    labels: Sequence[Sequence[Float[Tensor, "height width channels"]]],
-    options: PropagationOptions,
-    *,
-    exclude_self: bool = False,
-) -> Float[Tensor, "channels rows columns"]:
-    """Labels propagated to a frame by all heads, as the mean by their weights, on the finest layer's grid.
-
-    Args:
-        compared: the frame's comparisons, see `compare`.
-        keys: for each comparison, the keys of the memory frames.
-        labels: for each comparison, the labels of the memory frames on its grid.
-        options: how labels are propagated.
-        exclude_self: see `propagate`.
-    """
-    by_head = propagate_by_head(compared, keys, labels, options, exclude_self=exclude_self)
-    return mean_over_heads(compared, by_head)
-
-
 def propagate_by_head(
     compared: Sequence[Comparison],
     keys: Sequence[Sequence[Float[Tensor, "heads height width dim"]]],
@@ -145,10 +123,19 @@ def propagate_by_head(
     *,
     exclude_self: bool = False,
 ) -> list[Float[Tensor, "used height width channels"]]:
-    """Labels propagated to a frame by each head whose weight is not 0, for each comparison on its own grid.
+    """Labels propagated to a frame by each head whose weight is not 0; see `mean_over_heads`.
 
-    For the arguments see `propagate_heads`. With `heads="separate"` the result does not depend on the weights
-    otherwise.
+    With `heads="separate"` the labels do not depend on the weights.
+
+    Args:
+        compared: comparisons of the frame, see `compare`.
+        keys: for each comparison, the keys of the memory frames.
+        labels: for each comparison, the labels of the memory frames on its grid.
+        options: how labels are propagated.
+        exclude_self: see `propagate`.
+
+    Returns:
+        For each comparison, the labels on its grid.
     """
     grid = finest(one.grid for one in compared)
     by_head = []
@@ -184,7 +171,12 @@ def propagate_by_head(
 def mean_over_heads(
     compared: Sequence[Comparison], by_head: Sequence[Float[Tensor, "used height width channels"]]
 ) -> Float[Tensor, "channels rows columns"]:
-    """Mean, by the heads' weights, of the labels that `propagate_by_head` returns, on the finest layer's grid."""
+    """Mean of the heads' labels, weighted by `Comparison.weights`, on the finest layer's grid.
+
+    Args:
+        compared: comparisons of the frame, see `compare`.
+        by_head: labels returned by `propagate_by_head`.
+    """
     grid = finest(one.grid for one in compared)
     total = compared[0].queries.new_zeros(by_head[0].shape[-1], *grid)
     for one, per_head in zip(compared, by_head, strict=True):

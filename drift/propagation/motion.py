@@ -10,8 +10,7 @@ place, which are more similar to it.
 
 After a scene cut, objects of the previous frame are lost (`is_scene_cut`).
 
-Objects that look alike cannot be told apart by their tokens where they meet; there, their motion decides
-(`with_motion_prior`).
+Where similar objects meet, their tokens do not distinguish them; their motion does (`with_motion_prior`).
 """
 
 from __future__ import annotations
@@ -41,13 +40,11 @@ _CUT_RATIO = 0.8  # of similarities, see `is_scene_cut`
 _POOL = 2  # tokens are averaged over squares of this side before they are compared
 _REACH = 16  # largest displacement between neighbouring frames along an axis, in pooled tokens
 _INERTIA = 0.004  # similarity that a displacement by one pooled token must gain
-_INERTIA_OF_LOOKALIKES = 0.05  # the same for an object that looks like another one
+_INERTIA_OF_LOOKALIKES = 0.05  # as _INERTIA, for an object with a lookalike
 _LOOKALIKE = 0.9  # cosine similarity of the mean tokens of two objects, see `lookalikes`
 _PRIOR_BLUR = 5  # side of the square over which expected labels are averaged, in tokens
 _PRIOR_FLOOR = 0.05  # smallest prior of an object
-_PRIOR_SHARE = (
-    0.2  # share of lookalikes' total probability that each of them receives before the prior applies
-)
+_PRIOR_SHARE = 0.2  # of the lookalikes' total probability, added to each of them before the prior applies
 _VELOCITY_FRAMES = 5  # newest frames from which velocities are estimated
 
 
@@ -112,14 +109,17 @@ def positions_of(
 def lookalikes(
     keys: Float[Tensor, "heads height width dim"], labels: Float[Tensor, "height width channels"]
 ) -> Bool[Tensor, " objects"]:
-    """Whether each object of a frame looks like another one of the same frame.
+    """Objects of a frame that are similar to another object of the frame.
 
-    Two objects look alike if the cosine similarity of their mean normalised tokens is above 0.9. Mean tokens of objects
-    of different kinds have similarities of up to 0.8 with the embedded model.
+    Two objects are similar if the cosine similarity of their mean normalised tokens is above 0.9. With the embedded
+    model, it is at most 0.8 for objects of different kinds.
 
     Args:
         keys: keys of the frame.
         labels: its labels, background first.
+
+    Returns:
+        True for each object with a lookalike; False for objects that the frame does not show.
     """
     if labels.shape[-1] < 3:  # one object
         return torch.zeros(labels.shape[-1] - 1, dtype=torch.bool, device=labels.device)
@@ -130,10 +130,11 @@ def lookalikes(
 def expected_labels(
     labels: Sequence[Float[Tensor, "height width channels"]], indices: Sequence[int]
 ) -> Float[Tensor, "objects height width"]:
-    """Labels of each object in the frame after the newest one, if it moves on with the same velocity.
+    """Labels of each object in the frame after the newest one, under a constant-velocity model.
 
-    The labels of the newest frame, displaced by the slope of a line fitted to the object's positions in the five newest
-    frames; a position counts by the object's total probability there, so that a hidden object's counts less.
+    The labels of the newest frame, displaced by the velocity: the slope of a line that is fitted to the object's
+    positions in the five newest frames, weighted by its total probability in each, so that frames in which the object
+    is partly hidden count less.
 
     Args:
         labels: labels of earlier frames, background first; the last one is the newest.
@@ -162,12 +163,14 @@ def with_motion_prior(
     expected: Float[Tensor, "objects height width"],
     alike: Bool[Tensor, " objects"],
 ) -> Float[Tensor, "channels height width"]:
-    """Labels in which the total probability of objects that look alike is divided anew among them, by their motion.
+    """Redistributes the probability of similar objects among them according to their motion.
+
+    At each token their total probability is unchanged; so are the background and other objects.
 
     Args:
         labels: propagated labels, background first.
         expected: labels expected from the objects' motion, see `expected_labels`.
-        alike: objects that look like others, see `lookalikes`.
+        alike: objects with a lookalike, see `lookalikes`.
     """
     objects = labels[1:][alike]
     total = objects.sum(0)

@@ -17,7 +17,13 @@ from drift.clip import Keypoint
 from drift.errors import InputError
 from drift.options import choice, non_negative, positive
 from drift.propagation.adapter import Adapter
-from drift.propagation.heads import Comparison, PropagationOptions, compare, propagate_heads
+from drift.propagation.heads import (
+    Comparison,
+    PropagationOptions,
+    compare,
+    mean_over_heads,
+    propagate_by_head,
+)
 from drift.propagation.kernel import attention_maps
 from drift.propagation.keypoints import discs
 from drift.propagation.labels import (
@@ -88,7 +94,7 @@ class Tracker:
             frames with a given mask, and of older predicted frames in the memory, and the interval of the latter; see
             `Memory`.
         memory_labels: what the memory keeps of labels, see `MEMORY_LABELS`.
-        motion_prior: whether objects that look alike are told apart by their motion; see `with_motion_prior`.
+        motion_prior: whether similar objects are distinguished by their motion; see `with_motion_prior`.
         detect_cuts: whether objects get empty masks after a scene cut, until the scene returns; see `is_scene_cut`.
         background_weight: factor of the background's propagated probability, above 0; 1 leaves labels unchanged. A
             value just below 1 compensates for the probability that objects lose with each propagation.
@@ -249,7 +255,7 @@ class Tracker:
         return [features[i] for i in range(len(frames))]
 
     def _generator(self, index: int) -> torch.Generator:
-        """Generator of the noise of a frame."""
+        """Random generator for the noise of a frame."""
         seed = np.random.SeedSequence([self._seed, index]).generate_state(1)[0]
         return torch.Generator().manual_seed(int(seed))
 
@@ -385,12 +391,13 @@ class Tracker:
         labels = heat = torch.zeros(0, *grid, device=self.backbone.device)
         for known, remembered in self.memory.epochs():
             channels, points = known
-            propagated = propagate_heads(
+            by_head = propagate_by_head(
                 compared,
                 [[frame.keys[layer] for frame in remembered] for layer in range(len(compared))],
                 [[frame.labels_of(layer, known) for frame in remembered] for layer in range(len(compared))],
                 self.options,
             )
+            propagated = mean_over_heads(compared, by_head)
             new = list(range(len(labels), channels))
             if len(labels):
                 labels = merge_given(F.pad(labels, (0, 0, 0, 0, 0, len(new))), propagated[new], new)
@@ -415,7 +422,7 @@ class Tracker:
     def _with_motion_prior(
         self, labels: Float[Tensor, "channels rows columns"]
     ) -> Float[Tensor, "channels rows columns"]:
-        """Labels in which the motion of objects that look alike tells them apart."""
+        """Labels with the motion prior of similar objects; unchanged if there are none."""
         newest = self.memory.frames()[-1]
         layer = [one.shape[:2] for one in newest.labels].index(labels.shape[1:])
         frames, earlier = self._earlier(layer)

@@ -15,7 +15,7 @@ from drift.adaptation.head_weighting import reach_in_pixels
 from drift.backbones import Features, load_backbone
 from drift.errors import OptionError
 from drift.propagation import Adapter, PropagationOptions, Tracker
-from drift.propagation.heads import compare, mean_over_heads, propagate_by_head, propagate_heads
+from drift.propagation.heads import compare, mean_over_heads, propagate_by_head
 
 STRIDE, RADIUS = 4, 4
 MODES = ("separate", "joint", "fused")
@@ -281,7 +281,7 @@ def test_on_the_frame_itself_a_token_never_attends_to_itself():
     assert module.training_step(example, 0) > 0.1
     compared = compare(example.features, module.propagation)
     keys, labels = [[compared[0].keys]], [[MASK_LABELS]]
-    exact = propagate_heads(compared, keys, labels, module.propagation)
+    exact = mean_over_heads(compared, propagate_by_head(compared, keys, labels, module.propagation))
     assert torch.allclose(exact.permute(1, 2, 0), MASK_LABELS, atol=1e-3)
 
 

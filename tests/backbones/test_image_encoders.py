@@ -35,7 +35,7 @@ LAYER_LISTS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A checkpoint of every family; not to be changed."""
+    """A checkpoint of every family; read-only."""
     return {name: write_encoder(tmp_path_factory.mktemp(name), name) for name in FAMILIES}
 
 

@@ -10,5 +10,5 @@ from examples import write_checkpoint
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the fixture of the same name, with fewer blocks, as every run loads them; not to be changed."""
+    """A smaller version of the checkpoint in `tests/conftest.py`, because every run loads it; read-only."""
     return write_checkpoint(tmp_path_factory.mktemp("sd21-shallow"), layers_per_block=1)

@@ -23,7 +23,7 @@ OTHER = slice(32, 48), slice(40, 64)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """With random weights that track both objects over a few frames."""
+    """A checkpoint whose random weights track both objects for a few frames."""
     return write_checkpoint(tmp_path_factory.mktemp("sd21"))
 
 

@@ -31,7 +31,7 @@ def backbone_and_trackers():
 
 
 class WithMasks:
-    """A tracker that is given the clip's masks beside the points, and keeps the labels of all frames."""
+    """A tracker that also receives the clip's masks, and stores the labels of all frames."""
 
     def __init__(self, tracker, clip):
         self.tracker, self.clip, self.labels = tracker, clip, []
@@ -94,7 +94,7 @@ def test_it_tracks_a_real_clip(backbone_and_trackers, davis_root):
 
 
 def test_it_tracks_points_of_the_sample_clip(sample):
-    """0.95 and 0.86 with 40 points per layer (docs/own-video.md); 0 for points that stay where they are."""
+    """0.97 and 0.89 with 40 points per layer (docs/own-video.md); 0 for points that stay where they are."""
     _, _, figures = sample
     assert figures["within 8 px, frame 10"] > 0.85
     assert figures["within 8 px, last frame"] > 0.7

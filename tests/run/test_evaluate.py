@@ -55,7 +55,7 @@ def command(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 class Finished(NamedTuple):
-    """A run that ended, with what it printed."""
+    """Exit status, output and folders of a run."""
 
     status: int
     printed: str
@@ -66,7 +66,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="module")
 def finish(checkpoint, tmp_path_factory):
-    """Runs `evaluate.py` on clips, for several tests that only look at what the run left."""
+    """Runs `evaluate.py` on clips, for tests that only read its output."""
 
     def call(clips: dict[str, Clip], *overrides: str, suffix=".jpg", prepare=None) -> Finished:
         folder = tmp_path_factory.mktemp("finished")
@@ -84,7 +84,7 @@ def finish(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(finish):
-    """A run on `CLIPS`; not to be changed."""
+    """A run on `CLIPS`; read-only."""
     return finish(CLIPS, "seed=3", "logger=csv")
 
 

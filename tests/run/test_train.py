@@ -40,7 +40,7 @@ FEW_STEPS = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The clips; not to be changed."""
+    """Folder of the clips; read-only."""
     clips = {name: moving_square(frames, name=name) for name, frames in (("ant", 4), ("bee", 3))}
     return write_davis(tmp_path_factory.mktemp("clips") / "data", clips)
 
@@ -63,7 +63,7 @@ def words(checkpoint: Path, root: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(checkpoint, root, tmp_path_factory):
-    """Exit status of `train.py`, what it printed, and its folder, which is not to be changed."""
+    """Exit status, standard output, errors and output folder of `train.py`; the folder is read-only."""
     folder = tmp_path_factory.mktemp("trained") / "adapters"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["x.py", *words(checkpoint, root, folder)])
@@ -74,7 +74,7 @@ def trained(checkpoint, root, tmp_path_factory):
 
 @pytest.fixture
 def adapters(trained, tmp_path):
-    """A copy of the folder that `train.py` wrote."""
+    """A copy of the output folder of `train.py`."""
     return shutil.copytree(trained[-1], tmp_path / "adapters")
 
 
