@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -204,6 +205,9 @@ def load_models(config: DictConfig, device: torch.device) -> Models:
     with options_of("adaptation"):
         adaptation.check(backbone)
     refiner = build(config, "refinement", device=device)
+    if not gc.isenabled():
+        gc.freeze()  # what was imported, so that later collections do not visit it
+        gc.enable()
     return Models(backbone, refiner, make_tracker, propagation, adaptation)
 
 
@@ -228,7 +232,10 @@ def run(task: Callable[[DictConfig], Any], *, config_dir: Path, config_name: str
     Returns:
         The exit status: 0, or 2 after such an error, or 130 after an interrupt.
     """
-    return interruptible(lambda: _run(task, config_dir, config_name))
+    try:
+        return interruptible(lambda: _run(task, config_dir, config_name))
+    finally:
+        gc.enable()
 
 
 def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> int:
@@ -298,6 +305,8 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
 def _prepare_process() -> None:
     """Settings of every process of a run, including those that a launcher of sweeps starts."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    if not gc.get_freeze_count():  # the first run of the process
+        gc.disable()  # until the models are loaded: imports create many objects, which all stay
     keep_freed_memory()
 
 

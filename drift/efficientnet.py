@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,11 +41,11 @@ class _SamePadded(nn.Conv2d):
     """Convolution with the padding of TensorFlow's SAME mode for inputs of even size."""
 
     def forward(self, features: Tensor) -> Tensor:
-        total = self.kernel_size[0] - self.stride[0]
-        before = total // 2
-        padded = F.pad(features, (before, total - before) * 2) if total % 2 else features
-        padding = 0 if total % 2 else before
-        return F.conv2d(padded, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        before, odd = divmod(self.kernel_size[0] - self.stride[0], 2)
+        # One more place below and to the right: a row and a column of zeros in the kernel, which costs less than a
+        # padded copy of the features.
+        weight = F.pad(self.weight, (1, 0, 1, 0)) if odd else self.weight
+        return F.conv2d(features, weight, self.bias, self.stride, before + odd, groups=self.groups)
 
 
 class Block(nn.Module):
@@ -60,8 +61,8 @@ class Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(batch, width_in, height, width)` to `(batch, width, height / stride, width / stride)`."""
-        inner = features if self.expand is None else F.relu6(self.expand(features))
-        out = self.project(F.relu6(self.depthwise(inner)))
+        inner = features if self.expand is None else F.relu6(self.expand(features), inplace=True)
+        out = self.project(F.relu6(self.depthwise(inner), inplace=True))
         return out + features if self._residual else out
 
 
@@ -98,7 +99,7 @@ class EfficientNetLite0(nn.Module):
             images: normalized RGB; height and width are multiples of 32.
         """
         outputs = []
-        features = F.relu6(self.stem(images))
+        features = F.relu6(self.stem(images.contiguous(memory_format=torch.channels_last)), inplace=True)
         for stage in self.stages:
             features = stage(features)
             outputs.append(features)

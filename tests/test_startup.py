@@ -85,6 +85,11 @@ def test_importing_drift_imports_nothing_else():
     assert len(python(code).stdout.split()) < 10
 
 
+def test_garbage_is_collected_after_a_command_that_failed():
+    code = "import evaluate, gc; print(evaluate.main(), gc.isenabled())"
+    assert python(code, "backbone.nonsense=1").stdout.splitlines()[-1] == "2 True"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "ImportError"])
 def test_an_interrupt_while_modules_are_imported_is_one_line(sent, error):

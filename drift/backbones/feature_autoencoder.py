@@ -105,7 +105,8 @@ def stage_outputs(
         images: RGB in [-1, 1].
         which: numbers of stages, rising.
     """
-    features = F.relu6(stages[0](images * (127.5 / 128) + 0.5 / 128))
+    normalized = (images * (127.5 / 128) + 0.5 / 128).contiguous(memory_format=torch.channels_last)
+    features = F.relu6(stages[0](normalized), inplace=True)
     outputs: list[Tensor] = []
     for number, stage in enumerate(stages[1 : which[-1] + 2]):
         features = stage(features)

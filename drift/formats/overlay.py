@@ -66,8 +66,8 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, *, opacity: float = 0.5) -
     Returns:
         `(height, width, 3)` uint8 RGB.
     """
-    mixed = cv2.addWeighted(frame, 1 - opacity, DAVIS_PALETTE[mask], opacity, 0)
-    drawn = np.where((mask > 0)[..., None], mixed, frame)
+    tint = cv2.applyColorMap(mask, DAVIS_PALETTE[:, None])
+    drawn = cv2.copyTo(cv2.addWeighted(frame, 1 - opacity, tint, opacity, 0), mask, frame.copy())
     width = max(1, round(min(mask.shape) / 400))
     around = cv2.dilate((mask > 0).astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8))
     drawn[(around > 0) & (mask == 0)] = 0  # contrast where the background has the colour of the object

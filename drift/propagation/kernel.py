@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,7 @@ __all__ = ["TILE", "attention_logits", "attention_maps", "propagate"]
 TILE = 8
 """Side of the tiles of queries that share an offset, in tokens; also the tiles of the kernel on a CPU."""
 
+_ROUNDING = 1e-6  # differences of labels up to this count as equal
 _WORKSPACES = 2**29  # upper bound of all threads' buffers, in bytes
 _CPU_TILE = TILE
 _STRIP = 2**26  # bytes of keys that tiles share, unless those of one tile are more
@@ -197,7 +199,7 @@ class _Strip:
 
 
 class _Workspace:
-    """Buffers reused by all strips of a call; allocating fresh pages costs more than filling them.
+    """Buffers and masks reused by all strips of a call; allocating fresh pages costs more than filling them.
 
     With gradients nothing is reused, as the graph keeps the tensors of every tile.
     """
@@ -205,6 +207,7 @@ class _Workspace:
     def __init__(self, like: Tensor, *, reuse: bool) -> None:
         self._like, self.reuse = like, reuse
         self._buffers: dict[str, Tensor] = {}
+        self._too_far: dict[tuple[int, ...], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """An uninitialised tensor, valid until `name` is taken again."""
@@ -214,6 +217,17 @@ class _Workspace:
         if name not in self._buffers or self._buffers[name].numel() < size:
             self._buffers[name] = self._like.new_empty(size)
         return self._buffers[name][:size].view(shape)
+
+    def too_far(self, rows: _Span, columns: _Span, radius: int) -> Bool[Tensor, "queries places"]:
+        """Places of a window that lie outside the radius of each query of a tile; equal tiles share them."""
+        shape = tuple(
+            place - span.start for span in (rows, columns) for place in (span.stop, span.low, span.high)
+        )
+        if shape not in self._too_far:
+            by_row, by_column = (span.too_far(radius, self._like.device) for span in (rows, columns))
+            mask = by_row[:, None, None] | by_column[:, :, None]
+            self._too_far[shape] = mask.flatten(2).flatten(0, 1)
+        return self._too_far[shape]
 
 
 def _cut_strip(
@@ -274,13 +288,42 @@ def _shifts(
     ]
 
 
-def _runs(shifts: Sequence[list[_Shift]], longest: int) -> Iterator[slice]:
-    """Runs of at most `longest` neighbouring tiles with equal shifts."""
-    start = 0
-    for stop in range(1, len(shifts) + 1):
-        if stop == len(shifts) or stop - start == longest or shifts[stop] != shifts[start]:
-            yield slice(start, stop)
-            start = stop
+def _runs(shifts: Sequence[list[_Shift]], varied: Sequence[bool], longest: int) -> Iterator[slice]:
+    """Runs of at most `longest` neighbouring tiles with varied labels and equal shifts."""
+    for (needed, _), group in groupby(range(len(shifts)), lambda tile: (varied[tile], shifts[tile])):
+        tiles = list(group)
+        for start in range(0, len(tiles) if needed else 0, longest):
+            run = tiles[start : start + longest]
+            yield slice(run[0], run[-1] + 1)
+
+
+def _varied(
+    labels: Float[Tensor, "frames height width channels"],
+    constant: Float[Tensor, " channels"],
+    rows: Sequence[_Span],
+    columns: Sequence[_Span],
+    shifts: Sequence[Sequence[Sequence[_Shift]]],
+) -> list[list[bool]]:
+    """For each tile, whether any label in its windows differs from `constant`."""
+    differs = ((labels - constant).abs() > _ROUNDING).any(-1)
+    counts = F.pad(differs.long().cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten()
+    height, width = differs.shape[1] + 1, differs.shape[2] + 1
+    moved = torch.tensor(shifts, device=labels.device)  # (tile rows, tile columns, frames, 2)
+
+    def edges(spans: Sequence[_Span], axis: int, length: int) -> list[Tensor]:
+        ends = torch.tensor([[span.low, span.high] for span in spans], device=labels.device)
+        ends = ends.view(-1, 1, 1, 2) if axis == 0 else ends.view(1, -1, 1, 2)
+        return list((ends + moved[..., axis, None]).clamp(0, length - 1).unbind(-1))
+
+    (top, bottom), (left, right) = edges(rows, 0, height), edges(columns, 1, width)
+    frame = torch.arange(len(labels), device=labels.device) * height
+
+    def count(row: Tensor, column: Tensor) -> Tensor:
+        return counts[(frame + row) * width + column]
+
+    inside = count(bottom, right) - count(top, right) - count(bottom, left) + count(top, left)
+    varied: list[list[bool]] = (inside > 0).any(-1).tolist()
+    return varied
 
 
 def _never(dtype: torch.dtype) -> float:
@@ -321,7 +364,8 @@ def _attend_in_tiles(
         whole = _cut_strip(keys, labels, all_rows[0], all_columns, shifts[0][0], make_workspace())
     if needs_graph:  # concatenated: the backward pass of a slice fills a tensor of the whole grid
         workspace = make_workspace()
-        runs = [list(_runs(of_row, len(all_columns))) for of_row in shifts]
+        all_of_row = [True] * len(all_columns)
+        runs = [list(_runs(of_row, all_of_row, len(all_columns))) for of_row in shifts]
         return torch.cat(
             [
                 torch.cat([attend(row, run, workspace) for run in runs[row]], 2)
@@ -330,7 +374,11 @@ def _attend_in_tiles(
             1,
         )
 
-    propagated = queries.new_empty(heads, height, width, labels[0].shape[-1])
+    # Where all labels in reach are equal, so is the result: most of the background.
+    stacked = torch.stack(list(labels)).to(queries.dtype)
+    constant = stacked[:, :: TILE // 2, :: TILE // 2].flatten(0, 2).median(0).values
+    varied = _varied(stacked, constant, all_rows, all_columns, shifts)
+    propagated = constant.expand(heads, height, width, -1).clone()
 
     def fill(row: int, run: slice, workspace: _Workspace) -> None:
         rows, columns = all_rows[row], all_columns[run]
@@ -338,7 +386,7 @@ def _attend_in_tiles(
         propagated[:, y, x] = attend(row, run, workspace)
 
     threads, tiles = _threads_and_tiles(queries, len(keys), all_rows, all_columns)
-    work = [(row, run) for row, of_row in enumerate(shifts) for run in _runs(of_row, tiles)]
+    work = [(row, run) for row, of_row in enumerate(shifts) for run in _runs(of_row, varied[row], tiles)]
     if threads == 1:
         workspace = make_workspace()
         for part in work:
@@ -427,13 +475,14 @@ def _attend(
     logits = _logits(tile.flatten(1, 2), keys, workspace)
     if strip.outside is not None:
         outside = strip.outside[:, window].flatten(1)[:, None]
-        logits = logits.masked_fill(outside, _never(logits.dtype))
+        mask_fill = logits.masked_fill_ if workspace.reuse else logits.masked_fill
+        logits = mask_fill(outside, _never(logits.dtype))
     if exclude_self:
         row = torch.arange(rows.start, rows.stop, device=tile.device) - strip.rows.low
         column = torch.arange(columns.start, columns.stop, device=tile.device) - columns.low
         own = (column * strip.keys.shape[3] + row[:, None]).flatten()
         logits[:, 0, torch.arange(len(own), device=own.device), own] = _never(logits.dtype)
-    too_far = None if radius is None else _too_far(rows, columns, radius, tile.device)
+    too_far = None if radius is None else workspace.too_far(rows, columns, radius)
     if top_k is None or logits.shape[-1] <= 2 * top_k:
         if too_far is not None:
             logits = logits.masked_fill(too_far, _never(logits.dtype))
@@ -461,14 +510,6 @@ def _logits(
         return torch.bmm(of_frames, keys.flatten(0, 1).mT).unflatten(0, (heads, frames))
     logits = workspace.take("logits", (heads * frames, queries.shape[1], places))
     return torch.bmm(of_frames, keys.flatten(0, 1).mT, out=logits).unflatten(0, (heads, frames))
-
-
-def _too_far(
-    rows: _Span, columns: _Span, radius: int, device: torch.device
-) -> Bool[Tensor, "queries places"]:
-    """Places of a window that lie outside the radius of each query of a tile."""
-    by_row, by_column = rows.too_far(radius, device), columns.too_far(radius, device)
-    return (by_row[:, None, None] | by_column[:, :, None]).flatten(2).flatten(0, 1)
 
 
 def _largest(

@@ -121,6 +121,49 @@ def test_shifted_neighbourhoods_equal_the_dense_reference(
     assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(30, 60), st.integers(30, 60)),
+    corner=st.tuples(st.integers(0, 59), st.integers(0, 59)),
+    side=st.integers(0, 12),
+    radius=st.integers(0, 6),
+    top_k=st.none() | st.integers(1, 9),
+    reach=st.none() | st.integers(0, 20),
+    seed=st.integers(0, 99),
+)
+def test_equal_labels_around_an_object_change_nothing(size, corner, side, radius, top_k, reach, seed):
+    """Tiles with the same label everywhere in reach are not computed."""
+    height, width = size
+    queries, keys, _ = random_problem(2, height, width, 5, 2, 2, seed)
+    labels = []
+    for frame in range(2):
+        label = torch.tensor([0.75, 0.25, 0.0]).expand(height, width, 3).clone()
+        y, x = corner[0] % height, corner[1] % width
+        label[y : y + side, x + frame : x + frame + side] = torch.tensor([0.0, 0.5, 0.5])
+        labels.append(label.double())
+    problem = queries.double(), [k.double() for k in keys], labels
+    offsets = None
+    if reach is not None:
+        generator = torch.Generator().manual_seed(seed)
+        tiles = -(-height // TILE), -(-width // TILE)
+        offsets = list(torch.randint(-reach, reach + 1, (2, *tiles, 2), generator=generator))
+    options = {"temperature": 0.5, "radius": radius, "top_k": top_k, "offsets": offsets}
+    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-9)
+
+
+def test_only_what_an_object_can_reach_is_compared(monkeypatch):
+    compared = []
+    attend = kernel._attend
+    monkeypatch.setattr(
+        kernel, "_attend", lambda *args, **options: compared.append(1) or attend(*args, **options)
+    )
+    queries, keys, _ = random_problem(1, 64, 64, 4, 2, 2)
+    label = torch.tensor([1.0, 0.0]).expand(64, 64, 2).clone()
+    label[:4, :4] = torch.tensor([0.0, 1.0])
+    propagate(queries, keys, [label, label], radius=2, top_k=3)
+    assert len(compared) == 1
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_offsets_of_zero_change_nothing(threads):
     problem = random_problem(heads=2, height=31, width=47, dim=8, frames=3, channels=4)
