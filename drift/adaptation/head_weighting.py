@@ -17,6 +17,7 @@ from drift.adaptation.schemes import HeadScheme, HeadWeights, scaled_weights
 from drift.adaptation.views import View, augmented_views
 from drift.backbones.interface import Backbone, Features
 from drift.configuration import groups
+from drift.propagation.candidates import CandidateKeys, candidate_keys
 from drift.propagation.heads import (
     Comparison,
     PropagationOptions,
@@ -30,6 +31,10 @@ __all__ = ["HeadWeighting", "Learned"]
 
 _MARGIN = 7  # tokens: background this close to an object counts as much as the rest of the background
 _MAX_REACH = 12  # tokens: displacement of the views where the radius is larger or unlimited
+_CANDIDATES = 4  # times top-k: keys that joint heads choose from while the weights change little
+_CHANGE = (
+    0.2  # of the weights, half the sum of the absolute differences, after which candidates are chosen anew
+)
 _FLOOR = 1e-3  # of a probability: bounds the loss of a single token
 
 
@@ -161,6 +166,8 @@ class HeadWeighting(ClipModule[Backbone]):
         self._examples: list[_Example] = []
         self._keys: list[list[Tensor]] = []
         self._labels: list[list[Tensor]] = []
+        self._candidates: list[list[CandidateKeys]] = []  # of each view
+        self._chosen_at = self.theta.detach().softmax(0)
 
     def weights(self) -> HeadWeights:
         """The learned weights by layer, on the CPU."""
@@ -184,14 +191,45 @@ class HeadWeighting(ClipModule[Backbone]):
                     for view in self._examples
                 ]
 
+    def on_train_epoch_start(self) -> None:
+        """Chooses the candidate keys of joint heads, unless the weights have hardly changed since the last choice."""
+        super().on_train_epoch_start()
+        weights = self.theta.detach().softmax(0)
+        changed = (weights - self._chosen_at).abs().sum() / 2 > _CHANGE
+        if self.propagation.heads == "separate" or self.propagation.top_k is None:
+            return
+        if self._candidates and not changed:
+            return
+        self._chosen_at = weights
+        self._candidates = [
+            candidate_keys(
+                view.features,
+                [self._examples[0].features],
+                self._labels,
+                self.propagation,
+                self._by_layer(self.theta.detach()),
+                count=_CANDIDATES * self.propagation.top_k,
+                exclude_self=view.is_frame,
+            )
+            for view in self._examples
+        ]
+
     def train_dataloader(self) -> DataLoader:
         """The frame and its augmented views, one per batch."""
         return DataLoader(self._examples, batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, batch: _Example, batch_idx: int) -> Tensor:
         """Cross-entropy of the labels propagated to a view, and the divergence from the initial weights."""
-        compared = compare(batch.features, self.propagation, self._by_layer(self.theta))
-        propagated = mean_over_heads(compared, batch.by_head or self._by_head(batch, compared))
+        weights = self._by_layer(self.theta)
+        compared = compare(batch.features, self.propagation, weights)
+        if self._candidates:
+            by_head = [
+                candidates.propagate(weights, labels, self.propagation)
+                for candidates, labels in zip(self._candidates[batch_idx], self._labels, strict=True)
+            ]
+        else:
+            by_head = batch.by_head or self._by_head(batch, compared)
+        propagated = mean_over_heads(compared, by_head)
         cross_entropy = -(batch.labels * propagated.clamp(_FLOOR, 1).log()).sum(0)
         loss = (batch.token_weights * cross_entropy).sum()
         if self.options.caution:

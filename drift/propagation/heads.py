@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ __all__ = [
     "PropagationOptions",
     "compare",
     "mean_over_heads",
+    "neighbourhoods",
+    "on_grid",
     "propagate_by_head",
 ]
 
@@ -144,28 +147,48 @@ def propagate_by_head(
         if not len(used):
             by_head.append(layer_labels[0].new_zeros(0, *one.grid, layer_labels[0].shape[-1]))
             continue
-        factor = downsampling(grid[0], one.grid[0])
-        radius = None if options.radius is None else -(-options.radius // factor)
         queries, memory = (
             _select_heads(one.queries, used),
             [_select_heads(frame, used) for frame in layer_keys],
         )
-        offsets = None
-        if options.follow and radius is not None and not exclude_self:
-            offsets = object_offsets(queries.detach(), memory, layer_labels, slack=-(-radius // 3))
         by_head.append(
             propagate(
                 queries,
                 memory,
                 layer_labels,
                 temperature=options.temperature,
-                radius=radius,
                 top_k=options.top_k,
-                exclude_self=exclude_self,
-                offsets=offsets,
+                **neighbourhoods(
+                    queries, memory, layer_labels, options, finest_rows=grid[0], exclude_self=exclude_self
+                ),
             )
         )
     return by_head
+
+
+def neighbourhoods(
+    queries: Float[Tensor, "heads height width dim"],
+    keys: Sequence[Float[Tensor, "heads height width dim"]],
+    labels: Sequence[Float[Tensor, "height width channels"]],
+    options: PropagationOptions,
+    *,
+    finest_rows: int,
+    exclude_self: bool,
+) -> dict[str, Any]:
+    """Arguments of `propagate` and `nearest_keys` that say which keys a query of a layer may attend to.
+
+    Args:
+        queries, keys, labels: of the layer.
+        options: how labels are propagated.
+        finest_rows: rows of the finest layer, whose tokens are the unit of the radius.
+        exclude_self: see `propagate`; windows do not follow objects then.
+    """
+    radius, offsets = options.radius, None
+    if radius is not None:
+        radius = -(-radius // downsampling(finest_rows, queries.shape[1]))
+        if options.follow and not exclude_self:
+            offsets = object_offsets(queries.detach(), keys, labels, slack=-(-radius // 3))
+    return {"radius": radius, "offsets": offsets, "exclude_self": exclude_self}
 
 
 def mean_over_heads(
@@ -231,14 +254,14 @@ def _concatenate_heads(tokens: Tensor) -> Tensor:
 def _fuse(layers: Sequence[Comparison]) -> Comparison:
     """Vectors of all layers concatenated on the finest grid: inner products are the weighted sums over layers."""
     grid = finest(layer.grid for layer in layers)
-    queries = [_on_grid(layer.queries * layer.weights.sum(), grid) for layer in layers]
-    keys = [_on_grid(layer.keys, grid) for layer in layers]
+    queries = [on_grid(layer.queries * layer.weights.sum(), grid) for layer in layers]
+    keys = [on_grid(layer.keys, grid) for layer in layers]
     names = " + ".join(layer.layer for layer in layers)
     one = torch.ones_like(layers[0].weights[:1]).detach()
     return Comparison(torch.cat(queries, -1), torch.cat(keys, -1), one, names)
 
 
-def _on_grid(
+def on_grid(
     tokens: Float[Tensor, "heads height width dim"], grid: tuple[int, int]
 ) -> Float[Tensor, "heads rows columns dim"]:
     """Tokens of a coarser layer interpolated to a finer grid; see `unpooled`."""

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from drift.options import positive, whole_number
 
-__all__ = ["TILE", "attention_logits", "attention_maps", "propagate"]
+__all__ = ["TILE", "attention_logits", "attention_maps", "nearest_keys", "propagate"]
 
 TILE = 8
 """Side of the tiles of queries that share an offset, in tokens; also the tiles of the kernel on a CPU."""
@@ -102,6 +102,42 @@ def propagate(
         return _attend_in_tiles(
             queries, keys, labels, radius, top_k, exclude_self=exclude_self, offsets=offsets
         )
+
+
+@torch.no_grad()
+def nearest_keys(
+    queries: Float[Tensor, "heads height width dim"],
+    keys: Sequence[Float[Tensor, "heads height width dim"]],
+    count: int,
+    *,
+    radius: int | None = None,
+    exclude_self: bool = False,
+    offsets: Sequence[Int[Tensor, "tile_rows tile_columns 2"]] | None = None,
+) -> Int[Tensor, "heads height width count"]:
+    """The keys with the largest logits of each query, in no particular order.
+
+    Args:
+        count: number of keys for each query, over all memory frames together.
+        queries, keys, radius, exclude_self, offsets: see `propagate`.
+
+    Returns:
+        Indices of the keys among the tokens of all memory frames, `(frame * height + row) * width + column`; -1 where
+        there are fewer keys than `count`.
+    """
+    height, width = queries.shape[1:3]
+    numbers = torch.arange(len(keys) * height * width, device=queries.device, dtype=queries.dtype)
+    with torch.autocast(queries.device.type, enabled=False):
+        found = _attend_in_tiles(
+            queries,
+            keys,
+            list(numbers.view(len(keys), height, width, 1)),
+            radius,
+            count,
+            exclude_self=exclude_self,
+            offsets=None if radius is None else offsets,
+            numbers=True,
+        )
+    return found.long()
 
 
 def attention_logits(
@@ -340,7 +376,9 @@ def _attend_in_tiles(
     *,
     exclude_self: bool,
     offsets: Sequence[Tensor] | None,
+    numbers: bool = False,
 ) -> Tensor:
+    """The mean label of each query's keys; with `numbers` the labels of its `top_k` keys, which are numbers, or -1."""
     heads, height, width, _ = queries.shape
     needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
     make_workspace = partial(_Workspace, queries, reuse=not needs_graph)
@@ -348,13 +386,15 @@ def _attend_in_tiles(
     all_rows, all_columns = (_spans(n, radius, tile, clipped=not offsets) for n in (height, width))
     shifts = _shifts(offsets, len(keys), all_rows, all_columns)
 
+    attend_tile = partial(_attend, exclude_self=exclude_self, numbers=numbers)
+
     def attend(row: int, run: slice, workspace: _Workspace) -> Tensor:
         rows, columns = all_rows[row], all_columns[run]
         strip = whole or _cut_strip(keys, labels, rows, columns, shifts[row][run.start], workspace)
         first, last = columns[0].start, columns[-1].stop
         tiles = queries[:, rows.start : rows.stop, first:last].split(tile, 2)
         parts = [
-            _attend(part, strip, rows, span, radius, top_k, workspace, exclude_self=exclude_self)
+            attend_tile(part, strip, rows, span, radius, top_k, workspace)
             for span, part in zip(columns, tiles, strict=True)
         ]
         return torch.cat(parts, 2)
@@ -374,11 +414,15 @@ def _attend_in_tiles(
             1,
         )
 
-    # Where all labels in reach are equal, so is the result: most of the background.
-    stacked = torch.stack(list(labels)).to(queries.dtype)
-    constant = stacked[:, :: TILE // 2, :: TILE // 2].flatten(0, 2).median(0).values
-    varied = _varied(stacked, constant, all_rows, all_columns, shifts)
-    propagated = constant.expand(heads, height, width, -1).clone()
+    if numbers:
+        varied = [[True] * len(all_columns)] * len(all_rows)
+        propagated = queries.new_empty(heads, height, width, top_k or 0)
+    else:
+        # Where all labels in reach are equal, so is the result: most of the background.
+        stacked = torch.stack(list(labels)).to(queries.dtype)
+        constant = stacked[:, :: TILE // 2, :: TILE // 2].flatten(0, 2).median(0).values
+        varied = _varied(stacked, constant, all_rows, all_columns, shifts)
+        propagated = constant.expand(heads, height, width, -1).clone()
 
     def fill(row: int, run: slice, workspace: _Workspace) -> None:
         rows, columns = all_rows[row], all_columns[run]
@@ -465,8 +509,9 @@ def _attend(
     workspace: _Workspace,
     *,
     exclude_self: bool,
+    numbers: bool,
 ) -> Tensor:
-    """Attention of a tile `(heads, rows, columns, dim)` to its window: `(heads, rows, columns, channels)`."""
+    """Attention of a tile `(heads, rows, columns, dim)` to its window; see `_attend_in_tiles`."""
     height, width = tile.shape[1:3]
     rows = replace(rows, low=strip.rows.low, high=strip.rows.high)
     columns = replace(columns, low=max(columns.low, strip.low), high=min(columns.high, strip.high))
@@ -487,14 +532,17 @@ def _attend(
         if too_far is not None:
             logits = logits.masked_fill(too_far, _never(logits.dtype))
         flat = logits.transpose(1, 2).flatten(2)
-        if top_k is None or top_k >= flat.shape[-1]:
+        if top_k is None or (top_k >= flat.shape[-1] and not numbers):
             return (flat.softmax(-1) @ labels).unflatten(1, (height, width))
-        values, tokens = flat.topk(top_k, dim=-1, sorted=False)
+        values, tokens = flat.topk(min(top_k, flat.shape[-1]), dim=-1, sorted=False)
     else:
         values, tokens = _largest(logits.detach(), too_far, top_k)
         if logits.requires_grad:
             exact = logits.transpose(1, 2).flatten(2).gather(-1, tokens)
             values = torch.where(values > _never(values.dtype) / 2, exact, values)
+    if numbers:
+        found = labels[tokens][..., 0].masked_fill(values < _never(values.dtype) / 2, -1)
+        return F.pad(found, (0, (top_k or 0) - found.shape[-1]), value=-1).unflatten(1, (height, width))
     weights = values.softmax(-1)
     return torch.einsum("hqk,hqkc->hqc", weights, labels[tokens]).unflatten(1, (height, width))
 

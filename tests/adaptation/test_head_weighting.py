@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from examples import ColourBackbone, moving_square
 from torch.nn import functional as F
 
 from drift.adaptation import Diverged, HeadWeighting, Learned, fit, head_weighting
+from drift.adaptation.fitting import ClipModule
 from drift.adaptation.head_weighting import reach_in_pixels
 from drift.backbones import Features, load_backbone
 from drift.errors import OptionError
@@ -202,13 +204,16 @@ def test_learned_weights_track_better_than_equal_weights():
 
 
 @pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("candidates", [False, True])
 @pytest.mark.parametrize(("mode", "top_k"), [(mode, top_k) for mode in MODES for top_k in (None, 3)])
-def test_the_loss_and_its_gradient_are_those_of_a_dense_reference(mode, top_k, coarse):
+def test_the_loss_and_its_gradient_are_those_of_a_dense_reference(mode, top_k, candidates, coarse):
     module = head_weights(OneGoodHead(1, coarse=coarse), mode, top_k=top_k, temperature=0.7)
     examples = prepared(module)
     options = {"temperature": 0.7, "radius": RADIUS, "top_k": top_k}
     with torch.no_grad():
         module.theta.copy_(torch.tensor([0.3, -0.5, 0.1, 1.0, -0.2]))
+    if candidates:
+        module.on_train_epoch_start()
     for number in (0, 1, 2):  # the frame itself, a view, a mirrored view
         loss = module.training_step(examples[number], number)
         (gradient,) = torch.autograd.grad(loss, module.theta)
@@ -265,6 +270,49 @@ def test_training_uses_the_functions_of_the_tracker(mode, calls):
     module.training_step(example, 0)
     propagated = [] if mode == "separate" else ["propagate_by_head"]
     assert calls == ["compare", *propagated, "mean_over_heads"]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("mode", ["joint", "fused"])
+def test_joint_heads_learn_on_candidates_what_they_learn_on_all_keys(mode, follow, monkeypatch):
+    if follow:  # the neighbourhoods depend on the weights as well
+        monkeypatch.setattr(head_weighting, "_CHANGE", 0.0)
+
+    def learning(candidates):
+        if not candidates:
+            monkeypatch.setattr(HeadWeighting, "on_train_epoch_start", ClipModule.on_train_epoch_start)
+        module = head_weights(OneGoodHead(1), mode, top_k=3, steps=12, patience=12, learning_rate=0.1)
+        module.propagation = replace(module.propagation, follow=follow)
+        return learned(module), module.losses
+
+    (weights, losses), (exact_weights, exact_losses) = learning(True), learning(False)
+    assert losses == pytest.approx(exact_losses, rel=1e-3)
+    assert torch.allclose(weights, exact_weights, atol=1e-3)
+    assert len(losses) == 12
+
+
+@pytest.mark.parametrize("change", [0.0, 0.2, 2.0])
+def test_candidates_are_chosen_anew_when_the_weights_have_changed(change, monkeypatch):
+    chosen = []
+    choose = head_weighting.candidate_keys
+    monkeypatch.setattr(head_weighting, "_CHANGE", change)
+    monkeypatch.setattr(
+        head_weighting,
+        "candidate_keys",
+        lambda *args, **options: chosen.append(1) or choose(*args, **options),
+    )
+    learned(head_weights(OneGoodHead(1), "joint", top_k=3, views=0, steps=9, patience=9))
+    assert len(chosen) == 9 if change == 0 else len(chosen) == 1 if change == 2 else 1 < len(chosen) < 9
+
+
+def test_heads_compared_by_cosine_similarity_are_one():
+    module = head_weights(OneGoodHead(1), "fused", top_k=3)
+    module.propagation = replace(module.propagation, affinity="cosine", temperature=0.1)
+    example = prepared(module)[1]
+    exact = module.training_step(example, 1)
+    module.on_train_epoch_start()
+    assert module._candidates
+    assert module.training_step(example, 1).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_separate_heads_propagate_once_to_each_view(calls):

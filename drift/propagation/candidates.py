@@ -1,0 +1,146 @@
+"""Joint attention of heads over a few candidate keys, whose logits are computed once for many weights of the heads.
+
+With `heads="joint"` and `"fused"` logits are linear in the weights. While weights are learned, it is enough to compute
+each head's logits once, for the keys that may be among the top-k; a step only sums them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drift.backbones.interface import Features
+from drift.propagation.heads import (
+    Comparison,
+    PropagationOptions,
+    compare,
+    neighbourhoods,
+    on_grid,
+)
+from drift.propagation.kernel import nearest_keys
+from drift.propagation.labels import finest
+
+__all__ = ["CandidateKeys", "candidate_keys"]
+
+
+@dataclass(frozen=True)
+class CandidateKeys:
+    """Keys that may be among the top-k of a frame's queries, for one of its comparisons (see `compare`).
+
+    Attributes:
+        layers: layers whose heads attend together: one, or with `heads="fused"` all of them.
+        logits: logits of each head, before its weight applies.
+        tokens: indices of the candidates among the memory's tokens, -1 for none; see `nearest_keys`.
+        grid: rows and columns of the queries.
+    """
+
+    layers: tuple[str, ...]
+    logits: Float[Tensor, "heads queries candidates"]
+    tokens: Int[Tensor, "queries candidates"]
+    grid: tuple[int, int]
+
+    def propagate(
+        self,
+        weights: Mapping[str, Float[Tensor, " heads"]],
+        labels: Sequence[Float[Tensor, "rows columns channels"]],
+        options: PropagationOptions,
+    ) -> Float[Tensor, "one rows columns channels"]:
+        """Labels propagated by all heads together, as an entry of `propagate_by_head`; differentiable in the weights.
+
+        Equal to those of `propagate_by_head` as long as the `top_k` keys under `weights` are among the candidates.
+
+        Args:
+            weights: weight of each head, by layer; see `compare`.
+            labels: labels of the memory frames on the grid.
+            options: how labels are propagated.
+        """
+        of_heads = torch.cat([weights[layer] for layer in self.layers])
+        if options.affinity == "cosine":  # the heads of a layer are compared as one
+            of_heads = torch.stack([weights[layer].sum() for layer in self.layers])
+        if options.heads == "joint":
+            of_heads = of_heads / of_heads.sum()
+        logits = torch.einsum("h,hqk->qk", of_heads, self.logits) / options.temperature
+        logits = logits.masked_fill(self.tokens < 0, torch.finfo(logits.dtype).min / 8)
+        largest, chosen = logits.topk(min(options.top_k or logits.shape[1], logits.shape[1]), sorted=False)
+        found = torch.cat([frame.flatten(0, 1) for frame in labels])[
+            self.tokens.gather(1, chosen).clamp(min=0)
+        ]
+        mixed = torch.einsum("qk,qkc->qc", largest.softmax(-1), found.to(largest.dtype))
+        return mixed.unflatten(0, self.grid)[None]
+
+
+@torch.no_grad()
+def candidate_keys(
+    features: Sequence[Features],
+    memory: Sequence[Sequence[Features]],
+    labels: Sequence[Sequence[Float[Tensor, "rows columns channels"]]],
+    options: PropagationOptions,
+    weights: Mapping[str, Float[Tensor, " heads"]],
+    *,
+    count: int,
+    exclude_self: bool = False,
+) -> list[CandidateKeys]:
+    """The `count` keys with the largest logits under `weights`, with the logits of each head.
+
+    Args:
+        features: features of the frame.
+        memory: features of the memory frames.
+        labels: for each comparison, the labels of the memory frames on its grid.
+        options: how labels are propagated, with `heads="joint"` or `"fused"`.
+        weights: weight of each head, by layer.
+        count: number of keys for each query.
+        exclude_self: see `propagate`.
+
+    Returns:
+        The candidates of each comparison, in the order of `compare`.
+    """
+    compared = compare(features, options, weights)
+    keys = [[one.keys for one in compare(frame, options)] for frame in memory]
+    of_heads, *memory_heads = (_by_comparison(frame, options) for frame in (features, *memory))
+    found = []
+    for number, one in enumerate(compared):
+        memory_keys = [frame[number] for frame in keys]
+        where = neighbourhoods(
+            one.queries,
+            memory_keys,
+            labels[number],
+            options,
+            finest_rows=finest(other.grid for other in compared)[0],
+            exclude_self=exclude_self,
+        )
+        tokens = nearest_keys(one.queries, memory_keys, count, **where)[0].flatten(0, 1)
+        logits = [
+            _logits(layer.queries[head], [frame[number][place].keys[head] for frame in memory_heads], tokens)
+            for place, layer in enumerate(of_heads[number])
+            for head in range(len(layer.queries))
+        ]
+        names = tuple(layer.layer for layer in of_heads[number])
+        found.append(CandidateKeys(names, torch.stack(logits), tokens, one.grid))
+    return found
+
+
+def _by_comparison(features: Sequence[Features], options: PropagationOptions) -> list[list[Comparison]]:
+    """For each comparison the layers that it combines, with separate heads, on its grid."""
+    layers = compare(features, replace(options, heads="separate"))
+    if options.heads != "fused":
+        return [[layer] for layer in layers]
+    grid = finest(layer.grid for layer in layers)
+    return [
+        [
+            replace(layer, queries=on_grid(layer.queries, grid), keys=on_grid(layer.keys, grid))
+            for layer in layers
+        ]
+    ]
+
+
+def _logits(
+    queries: Float[Tensor, "rows columns dim"],
+    keys: Sequence[Float[Tensor, "rows columns dim"]],
+    tokens: Int[Tensor, "queries candidates"],
+) -> Float[Tensor, "queries candidates"]:
+    candidates = torch.cat([frame.flatten(0, 1) for frame in keys])[tokens.clamp(min=0)]
+    return torch.einsum("qd,qkd->qk", queries.flatten(0, 1), candidates)
