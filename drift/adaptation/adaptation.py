@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +80,13 @@ class Adaptation:
         return self.with_prompts(self.learn(given, backbone, propagation), given, backbone)
 
     @torch.inference_mode(False)
-    def learn(self, given: GivenFrames, backbone: Backbone, propagation: PropagationOptions) -> Adapter:
+    def learn(
+        self,
+        given: GivenFrames,
+        backbone: Backbone,
+        propagation: PropagationOptions,
+        prompts: Adapter | None = None,
+    ) -> Adapter:
         """Learns embeddings and head weights of a clip. The result depends on nothing but the arguments.
 
         If a loss diverges, the adapter is the unadapted one with a `warning`.
@@ -90,27 +95,31 @@ class Adaptation:
             given: frames of the clip whose mask is given, with the mask, by frame index.
             backbone: the frozen model.
             propagation: how labels are going to be propagated.
+            prompts: an adapter learned with the same `textual_inversion` and `seed`, whose embeddings are kept; None to
+                learn them.
 
         Raises:
             OptionError: see `check`.
         """
+        unadapted = self.unadapted(backbone)
         if not (self.learns and given):
-            return self.unadapted(backbone)
+            return unadapted
+        learned = self._learn_prompts(given, backbone) if prompts is None else prompts
+        if learned.warning:
+            return replace(learned, head_weights=unadapted.head_weights)
         start, first = time.perf_counter(), min(given)
-        fitted: dict[str, TextualInversion] = {}
-        losses: list[float] = []
+        prompt = self.with_prompts(learned, given, backbone).prompt_at(first)
         try:
-            embeddings, prompt = self._learn_prompts(given, backbone, fitted)
             weights, losses = self.head_weighting.learn(
                 backbone, *given[first], propagation, prompt=prompt, seed=self.seed
             )
+            adapter = replace(learned, head_weights=weights)
         except Diverged as error:
-            adapter = replace(self.unadapted(backbone), warning=f"not adapted: {error}")
-            of_prompt = any(module.losses is error.losses for module in fitted.values())
-            losses = [] if of_prompt else error.losses
-        else:
-            adapter = Adapter(head_weights=weights, embeddings=embeddings)
-        return replace(adapter, **_statistics(fitted, losses, start))
+            adapter, losses = replace(unadapted, warning=f"not adapted: {error}"), error.losses
+        own = _statistics({"head_weights": losses}, start)
+        seconds = learned.figures.get("seconds", 0.0) + own["seconds"]
+        losses_by_name = {**learned.losses, "head_weights": losses} if losses else learned.losses
+        return replace(adapter, figures={**learned.figures, **own, "seconds": seconds}, losses=losses_by_name)
 
     def unadapted(self, backbone: Backbone) -> Adapter:
         """The adapter of a clip on which nothing is learned."""
@@ -136,56 +145,51 @@ class Adaptation:
             slot_interval=options.slot_interval,
         )
 
-    def _learn_prompts(
-        self, given: GivenFrames, backbone: Backbone, fitted: dict[str, TextualInversion]
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Embeddings for each appearance of objects, and the prompts of the first frame.
-
-        The embeddings of a prompt's earlier objects are kept.
-        """
-        options = self.textual_inversion
+    def _learn_prompts(self, given: GivenFrames, backbone: Backbone) -> Adapter:
+        """Embeddings for each appearance of objects; those of a prompt's earlier objects are kept."""
+        options, start = self.textual_inversion, time.perf_counter()
         if options is None:
-            return [], None
+            return Adapter()
         prompted = as_prompt_backbone(backbone, "textual_inversion", "given")
+        fitted: dict[str, TextualInversion] = {}
         learned: list[tuple[Appearance, Tensor]] = []
-        prompts: list[Tensor] = []
         length = prompted.prompt.shape[1]
         appeared = appearances(given, length)
         objects = sum(len(appearance.object_ids) for appearance in appeared)
         options = replace(options, tokens=tokens_per_slot(objects, options.tokens, length))
-        for appearance in appeared:
-            earlier = [value for other, value in learned if other.prompt == appearance.prompt]
-            module = TextualInversion(
-                backbone,
-                *given[appearance.frame],
-                options,
-                object_ids=appearance.object_ids,
-                known=torch.cat(earlier) if earlier else None,
-                seed=self.seed + appearance.frame,
-            )
-            fitted[f"prompt{appearance.prompt}_frame{appearance.frame}"] = module
-            fit(module)
-            learned.append((appearance, module.embeddings.detach()))
-            if appearance.frame == min(given):
-                prompts.append(module.prompt.detach())
-        embeddings = [value for _, value in learned]
-        return embeddings, torch.cat(prompts) if options.conditioned and prompts else None
+        try:
+            for appearance in appeared:
+                earlier = [value for other, value in learned if other.prompt == appearance.prompt]
+                module = TextualInversion(
+                    backbone,
+                    *given[appearance.frame],
+                    options,
+                    object_ids=appearance.object_ids,
+                    known=torch.cat(earlier) if earlier else None,
+                    seed=self.seed + appearance.frame,
+                )
+                fitted[f"prompt{appearance.prompt}_frame{appearance.frame}"] = module
+                fit(module)
+                learned.append((appearance, module.embeddings.detach()))
+            adapter = Adapter(embeddings=[value for _, value in learned])
+        except Diverged as error:
+            adapter = Adapter(warning=f"not adapted: {error}")
+        losses = {name: module.losses for name, module in fitted.items() if module.losses}
+        figures = _statistics(losses, start)
+        for name, module in fitted.items():
+            if not module.embeddings.requires_grad:
+                figures[f"{name}_slot_iou"] = module.slot_iou()
+        return replace(adapter, figures=figures, losses=losses)
 
 
-def _statistics(
-    fitted: Mapping[str, TextualInversion], weight_losses: list[float], start: float
-) -> dict[str, Any]:
-    """Figures and losses of an adapter: seconds in all, steps, first and lowest loss, and IoU of the slots."""
+def _statistics(losses: Mapping[str, Sequence[float]], start: float) -> dict[str, float]:
+    """Figures of what was learned since `start`: seconds in all, and by name the steps, first and lowest loss."""
     figures = {"seconds": time.perf_counter() - start}
-    losses = {name: module.losses for name, module in fitted.items()} | {"head_weights": weight_losses}
-    losses = {name: values for name, values in losses.items() if values}
     for name, values in losses.items():
-        figures |= {
-            f"{name}_steps": len(values),
-            f"{name}_first_loss": values[0],
-            f"{name}_loss": min(values),
-        }
-    for name, module in fitted.items():
-        if not module.embeddings.requires_grad:
-            figures[f"{name}_slot_iou"] = module.slot_iou()
-    return {"figures": figures, "losses": losses}
+        if values:
+            figures |= {
+                f"{name}_steps": len(values),
+                f"{name}_first_loss": values[0],
+                f"{name}_loss": min(values),
+            }
+    return figures

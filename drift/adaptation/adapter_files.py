@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from drift.adaptation.adaptation import Adaptation, GivenFrames
+from drift.adaptation.schemes import Uniform
 from drift.backbones.interface import Backbone
 from drift.clip import Clip
 from drift.errors import InputError, OptionError
@@ -191,13 +192,20 @@ class AdapterFolder:
     def _shared_or_learned(
         self, clip: Clip, given: GivenFrames, backbone: Backbone, came_from: Mapping[str, str]
     ) -> Adapter:
+        """The adapter in the cache, or learned, with the prompts in the cache."""
         if self.shared is None:
             return self.adaptation.learn(given, backbone, self.propagation)
         digest = hashlib.sha256(json.dumps(came_from, sort_keys=True).encode()).hexdigest()
         path = self.shared / f"{clip.name}-{digest[:16]}{_SUFFIX}"
         with suppress(InputError):  # missing or corrupt
             return load_adapter(path, came_from)
-        adapter = self.adaptation.learn(given, backbone, self.propagation)
+        prompts = None
+        of_prompts = replace(self.adaptation, head_weighting=Uniform())
+        if of_prompts.learns and of_prompts != self.adaptation:
+            only_prompts = replace(self, adaptation=of_prompts)
+            origin_of_prompts = origin(given, backbone, of_prompts, self.propagation)
+            prompts = only_prompts._shared_or_learned(clip, given, backbone, origin_of_prompts)
+        adapter = self.adaptation.learn(given, backbone, self.propagation, prompts)
         with suppress(OSError):  # the cache is optional
             save_adapter(path, adapter, came_from)
         return adapter

@@ -194,11 +194,10 @@ class HeadWeighting(ClipModule[Backbone]):
     def on_train_epoch_start(self) -> None:
         """Chooses the candidate keys of joint heads, unless the weights have hardly changed since the last choice."""
         super().on_train_epoch_start()
-        weights = self.theta.detach().softmax(0)
-        changed = (weights - self._chosen_at).abs().sum() / 2 > _CHANGE
         if self.propagation.heads == "separate" or self.propagation.top_k is None:
             return
-        if self._candidates and not changed:
+        weights = self.theta.detach().softmax(0)
+        if self._candidates and (weights - self._chosen_at).abs().sum() / 2 <= _CHANGE:
             return
         self._chosen_at = weights
         self._candidates = [

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from drift.propagation.kernel import TILE
+from drift.propagation.tiles import TILE
 
 __all__ = [
     "displacement",

@@ -11,7 +11,8 @@ from examples import ColourBackbone, moving_square
 from safetensors.torch import save_file
 
 from drift import tensor_files
-from drift.adaptation import Adaptation, Fixed, Learned, PromptOptions, Uniform
+from drift.adaptation import Adaptation, Diverged, Fixed, Learned, PromptOptions, Uniform
+from drift.adaptation import adaptation as adaptation_module
 from drift.adaptation.adapter_files import AdapterFolder, load_adapter, origin, save_adapter
 from drift.backbones import load_backbone
 from drift.errors import InputError, OptionError
@@ -230,6 +231,45 @@ def test_a_folder_learns_what_is_missing_once(tmp_path, monkeypatch):
     again = folder.adapter(CLIP, ColourBackbone())
     assert counted.count == 1
     assert all(torch.equal(first.head_weights[n], again.head_weights[n]) for n in first.head_weights)
+
+
+def test_adapters_in_a_cache_share_their_prompts(backbone, tmp_path, monkeypatch):
+    fitted = []
+    fit = adaptation_module.fit
+    monkeypatch.setattr(adaptation_module, "fit", lambda module: fitted.append(module) or fit(module))
+
+    def adapter(adaptation, propagation, run, shared):
+        return AdapterFolder(adaptation, propagation, tmp_path / run, shared=shared).adapter(CLIP, backbone)
+
+    weighted = replace(BOTH, head_weighting=Fixed(dict.fromkeys(LAYERS, 0.5)))
+    runs = [
+        (BOTH, FUSED),
+        (BOTH, replace(FUSED, temperature=0.7)),
+        (weighted, FUSED),
+        (Adaptation(HEADS), FUSED),
+    ]
+    for number, run in enumerate(runs):
+        alone = adapter(*run, f"{number} alone", None)
+        fitted.clear()
+        of_sweep = adapter(*run, str(number), tmp_path / "cache")
+        assert len(fitted) == (number == 0)
+        assert of_sweep.head_weights.keys() == alone.head_weights.keys()
+        assert all(torch.equal(of_sweep.head_weights[n], w) for n, w in alone.head_weights.items())
+        assert all(map(torch.equal, of_sweep.embeddings, alone.embeddings))
+        assert of_sweep.figures.keys() == alone.figures.keys()
+        assert of_sweep.losses == alone.losses
+
+
+def test_a_prompt_that_diverged_is_not_weighted(backbone, tmp_path, monkeypatch):
+    def diverge(module):
+        module.losses.append(float("nan"))
+        raise Diverged("the loss is infinite", module.losses)
+
+    monkeypatch.setattr(adaptation_module, "fit", diverge)
+    folder = AdapterFolder(BOTH, FUSED, tmp_path, shared=tmp_path / "cache")
+    adapter = folder.adapter(CLIP, backbone)
+    assert adapter.warning == "not adapted: the loss is infinite"
+    assert (adapter.head_weights, list(adapter.embeddings)) == ({}, [])
 
 
 def test_a_folder_that_does_not_learn_names_what_is_missing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from drift.errors import OptionError
-from drift.propagation import kernel
-from drift.propagation.kernel import TILE, attention_logits, attention_maps, nearest_keys, propagate
+from drift.propagation import kernel, strips, windows
+from drift.propagation.kernel import attention_logits, attention_maps, nearest_keys, propagate
+from drift.propagation.strips import attend_in_strips
+from drift.propagation.tiles import TILE
+from drift.propagation.windows import attend_in_windows
 
 
 def dense(
@@ -59,6 +63,17 @@ def shifts(offsets, frames, height, width):
     return moved
 
 
+@pytest.fixture(scope="module", params=[attend_in_strips, attend_in_windows], ids=["strips", "windows"])
+def form(request):
+    """Calls a function with the kernel's form for a CPU, and with that for accelerators, on a CPU."""
+
+    def call(function, *arguments, **options):
+        with patch.object(kernel, "attend_in_strips", request.param):
+            return function(*arguments, **options)
+
+    return call
+
+
 def random_problem(heads, height, width, dim, frames, channels, seed=0):
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(heads, height, width, dim, generator=generator)
@@ -79,22 +94,24 @@ def random_problem(heads, height, width, dim, frames, channels, seed=0):
     temperature=st.floats(0.2, 3),
     seed=st.integers(0, 99),
 )
-def test_equals_the_dense_reference(heads, height, width, frames, channels, radius, top_k, temperature, seed):
+def test_equals_the_dense_reference(
+    form, heads, height, width, frames, channels, radius, top_k, temperature, seed
+):
     queries, keys, labels = random_problem(heads, height, width, 5, frames, channels, seed)
     # In float64, since rounding may exchange keys that are nearly equal at the top-k boundary.
     problem = queries.double(), [k.double() for k in keys], [y.double() for y in labels]
     options = {"temperature": temperature, "radius": radius, "top_k": top_k}
-    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-9)
+    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("radius", "top_k"),
     [(3, 5), (0, 5), (0, None), (2, 10_000), (None, 7), (None, None), (12, None), (12, 15), (200, 15)],
 )
-def test_equals_the_dense_reference_at_length(radius, top_k):
+def test_equals_the_dense_reference_at_length(form, radius, top_k):
     problem = random_problem(heads=3, height=31, width=47, dim=16, frames=5, channels=4)
     options = {"temperature": 0.3, "radius": radius, "top_k": top_k}
-    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
+    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +126,7 @@ def test_equals_the_dense_reference_at_length(radius, top_k):
     seed=st.integers(0, 99),
 )
 def test_shifted_neighbourhoods_equal_the_dense_reference(
-    height, width, frames, radius, top_k, reach, equal, seed
+    form, height, width, frames, radius, top_k, reach, equal, seed
 ):
     queries, keys, labels = random_problem(2, height, width, 5, frames, 3, seed)
     problem = queries.double(), [k.double() for k in keys], [y.double() for y in labels]
@@ -118,7 +135,7 @@ def test_shifted_neighbourhoods_equal_the_dense_reference(
     offsets = torch.randint(-reach, reach + 1, (frames, *tiles, 2), generator=generator)
     offsets = list(offsets.expand(frames, -(-height // TILE), -(-width // TILE), 2))
     options = {"temperature": 0.5, "radius": radius, "top_k": top_k, "offsets": offsets}
-    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-9)
+    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -164,7 +181,7 @@ def test_equal_labels_around_an_object_change_nothing(size, corner, side, radius
     seed=st.integers(0, 99),
 )
 def test_nearest_keys_are_those_of_the_largest_logits(
-    heads, height, width, frames, radius, count, exclude_self, reach, seed
+    form, heads, height, width, frames, radius, count, exclude_self, reach, seed
 ):
     queries, keys, _ = random_problem(heads, height, width, 5, frames, 1, seed)
     offsets = None
@@ -173,7 +190,7 @@ def test_nearest_keys_are_those_of_the_largest_logits(
         tiles = -(-height // TILE), -(-width // TILE)
         offsets = list(torch.randint(-reach, reach + 1, (frames, *tiles, 2), generator=generator))
     near = {"radius": radius, "exclude_self": exclude_self, "offsets": offsets}
-    found = nearest_keys(queries, keys, count, **near).flatten(1, 2)
+    found = form(nearest_keys, queries, keys, count, **near).flatten(1, 2)
     tokens = frames * height * width
     one_hot = torch.eye(tokens).view(frames, height, width, tokens)
     allowed = dense(torch.zeros_like(queries), [k * 0 for k in keys], one_hot, **near).flatten(1, 2) > 0
@@ -188,9 +205,9 @@ def test_nearest_keys_are_those_of_the_largest_logits(
 
 def test_only_what_an_object_can_reach_is_compared(monkeypatch):
     compared = []
-    attend = kernel._attend
+    attend = strips._attend
     monkeypatch.setattr(
-        kernel, "_attend", lambda *args, **options: compared.append(1) or attend(*args, **options)
+        strips, "_attend", lambda *args, **options: compared.append(1) or attend(*args, **options)
     )
     queries, keys, _ = random_problem(1, 64, 64, 4, 2, 2)
     label = torch.tensor([1.0, 0.0]).expand(64, 64, 2).clone()
@@ -215,11 +232,11 @@ def test_offsets_of_zero_change_nothing(threads):
 @pytest.mark.parametrize("radius", [1, 3, None])
 @pytest.mark.parametrize("top_k", [None, 1, 4])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_query_can_be_kept_from_attending_to_itself(radius, top_k, frames):
+def test_a_query_can_be_kept_from_attending_to_itself(form, radius, top_k, frames):
     problem = random_problem(heads=2, height=11, width=19, dim=8, frames=frames, channels=3)
     problem[1][0] = problem[0] * 9  # each query is most similar to itself
     options = {"radius": radius, "top_k": top_k, "exclude_self": True}
-    assert torch.allclose(propagate(*problem, **options), dense(*problem, **options), atol=1e-5)
+    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -231,7 +248,7 @@ def test_a_query_can_be_kept_from_attending_to_itself(radius, top_k, frames):
     kind=st.sampled_from(["plain", "exclude_self", "offsets"]),
     seed=st.integers(0, 99),
 )
-def test_gradients_equal_those_of_the_dense_reference(height, width, radius, top_k, kind, seed):
+def test_gradients_equal_those_of_the_dense_reference(form, height, width, radius, top_k, kind, seed):
     queries, keys, labels = random_problem(2, height, width, 5, 2, 3, seed)
     options = {"radius": radius, "top_k": top_k, "exclude_self": kind == "exclude_self", "temperature": 0.5}
     if kind == "offsets":
@@ -342,12 +359,22 @@ def test_memory_that_does_not_fit_is_refused():
         propagate(queries, keys, [label[:3] for label in labels])
 
 
-@pytest.mark.parametrize("tile", [16, 32])
-def test_tiles_of_any_size_give_the_same_labels(tile, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    queries, *keys = torch.randn(4, 2, 37, 50, 6, generator=generator)
-    labels = list(torch.rand(3, 37, 50, 2, generator=generator))
-    options = {"radius": 5, "top_k": 7, "exclude_self": True}
-    small = propagate(queries, keys, labels, **options)
-    monkeypatch.setattr(kernel, "_CPU_TILE", tile)
-    assert torch.allclose(propagate(queries, keys, labels, **options), small, atol=1e-6)
+def test_windows_in_several_batches_give_the_same_labels(monkeypatch):
+    queries, keys, labels = random_problem(2, 37, 50, 6, 3, 2)
+    options = {"exclude_self": True, "offsets": None, "numbers": False}
+    whole = attend_in_windows(queries, keys, labels, 5, 7, **options)
+    monkeypatch.setattr(windows, "_BATCH", 2**21)
+    assert torch.equal(attend_in_windows(queries, keys, labels, 5, 7, **options), whole)
+
+
+def test_an_accelerator_needs_no_more_steps_for_more_tiles():
+    """Every step is a launch, of which a loop over small tiles would need thousands."""
+
+    def steps(side):
+        queries, keys, labels = random_problem(1, side, side, 8, 3, 2)
+        offsets = [torch.full((-(-side // TILE), -(-side // TILE), 2), 3)] * 3
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            attend_in_windows(queries, keys, labels, 4, 5, exclude_self=False, offsets=offsets, numbers=False)
+        return len(profiled.events())
+
+    assert steps(56) == steps(16)
