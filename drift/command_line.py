@@ -307,6 +307,8 @@ def _prepare_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     if not gc.get_freeze_count():  # the first run of the process
         gc.disable()  # until the models are loaded: imports create many objects, which all stay
+    # joblib takes memory that `keep_freed_memory` keeps for a leak, and starts a new worker.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
     keep_freed_memory()
 
 
