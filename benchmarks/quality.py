@@ -39,7 +39,7 @@ from drift.backbones import Backbone
 from drift.clip import Clip
 from drift.command_line import build, keep_freed_memory
 from drift.metrics.davis import DavisScore, DavisScores
-from drift.propagation import Tracker, kernel
+from drift.propagation import Tracker, strips
 from drift.stopwatch import Stopwatch
 
 __all__ = [
@@ -124,7 +124,7 @@ class Tracked:
         watch, threads = MemoryWatch(self.backbone.device), torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with patch.object(kernel, "ThreadPoolExecutor", InlineExecutor):
+            with patch.object(strips, "ThreadPoolExecutor", InlineExecutor):
                 for _ in itertools.islice(self(clip, watch), frames):
                     pass
         finally:

@@ -205,9 +205,7 @@ def load_models(config: DictConfig, device: torch.device) -> Models:
     with options_of("adaptation"):
         adaptation.check(backbone)
     refiner = build(config, "refinement", device=device)
-    if not gc.isenabled():
-        gc.freeze()  # what was imported, so that later collections do not visit it
-        gc.enable()
+    gc.enable()  # see `_prepare_process`
     return Models(backbone, refiner, make_tracker, propagation, adaptation)
 
 
@@ -278,6 +276,8 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
                 raise
             traceback.print_exc()
             line = f"{type(error).__name__}: {first_line(error)}"
+        finally:
+            gc.enable()
         status = _fail(line)
         with suppress(OSError):
             if _in_sweep():
@@ -305,8 +305,7 @@ def _run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) 
 def _prepare_process() -> None:
     """Settings of every process of a run, including those that a launcher of sweeps starts."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
-    if not gc.get_freeze_count():  # the first run of the process
-        gc.disable()  # until the models are loaded: imports create many objects, which all stay
+    gc.disable()  # until the models are loaded: imports create many objects, which all stay
     # joblib takes memory that `keep_freed_memory` keeps for a leak, and starts a new worker.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
     keep_freed_memory()

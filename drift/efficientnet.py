@@ -42,8 +42,8 @@ class _SamePadded(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         before, odd = divmod(self.kernel_size[0] - self.stride[0], 2)
-        # One more place below and to the right: a row and a column of zeros in the kernel, which costs less than a
-        # padded copy of the features.
+        # An odd total pads one more row and column at the end. This equals symmetric padding with zeros in the kernel's
+        # first row and column, which costs less than a padded copy of the features.
         weight = F.pad(self.weight, (1, 0, 1, 0)) if odd else self.weight
         return F.conv2d(features, weight, self.bias, self.stride, before + odd, groups=self.groups)
 

@@ -85,9 +85,24 @@ def test_importing_drift_imports_nothing_else():
     assert len(python(code).stdout.split()) < 10
 
 
-def test_garbage_is_collected_after_a_command_that_failed():
-    code = "import evaluate, gc; print(evaluate.main(), gc.isenabled())"
-    assert python(code, "backbone.nonsense=1").stdout.splitlines()[-1] == "2 True"
+@pytest.mark.parametrize(
+    ("word", "said"), [("backbone.nonsense=1", ["2 True"]), ("seed=1", ["False", "2 True"])]
+)
+def test_garbage_is_not_collected_during_imports_but_after_an_error(word, said, tmp_path):
+    code = (
+        "import evaluate, gc\n"
+        "from drift.errors import DriftError\n"
+        "def task(config):\n"
+        "    print(gc.isenabled())\n"
+        "    raise DriftError('nothing')\n"
+        "evaluate.evaluate.__code__ = task.__code__\n"
+        "print(evaluate.main(), gc.isenabled())\n"
+    )
+    code = code.replace(
+        "evaluate.evaluate.__code__ = task.__code__",
+        "import drift.commands.evaluate as command; command.evaluate = task",
+    )
+    assert python(code, word, f"output.dir={tmp_path}").stdout.splitlines() == said
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -85,7 +85,7 @@ class Adaptation:
         given: GivenFrames,
         backbone: Backbone,
         propagation: PropagationOptions,
-        prompts: Adapter | None = None,
+        learned_prompts: Adapter | None = None,
     ) -> Adapter:
         """Learns embeddings and head weights of a clip. The result depends on nothing but the arguments.
 
@@ -95,8 +95,8 @@ class Adaptation:
             given: frames of the clip whose mask is given, with the mask, by frame index.
             backbone: the frozen model.
             propagation: how labels are going to be propagated.
-            prompts: an adapter learned with the same `textual_inversion` and `seed`, whose embeddings are kept; None to
-                learn them.
+            learned_prompts: an adapter learned with the same frames, masks, backbone, `textual_inversion` and `seed`,
+                whose embeddings are kept; None to learn them.
 
         Raises:
             OptionError: see `check`.
@@ -104,11 +104,13 @@ class Adaptation:
         unadapted = self.unadapted(backbone)
         if not (self.learns and given):
             return unadapted
-        learned = self._learn_prompts(given, backbone) if prompts is None else prompts
+        learned = learned_prompts or self._learn_prompts(given, backbone)
         if learned.warning:
             return replace(learned, head_weights=unadapted.head_weights)
         start, first = time.perf_counter(), min(given)
-        prompt = self.with_prompts(learned, given, backbone).prompt_at(first)
+        prompt = None
+        if self.head_weighting.learned:
+            prompt = self.with_prompts(learned, given, backbone).prompt_at(first)
         try:
             weights, losses = self.head_weighting.learn(
                 backbone, *given[first], propagation, prompt=prompt, seed=self.seed

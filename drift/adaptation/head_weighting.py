@@ -31,10 +31,11 @@ __all__ = ["HeadWeighting", "Learned"]
 
 _MARGIN = 7  # tokens: background this close to an object counts as much as the rest of the background
 _MAX_REACH = 12  # tokens: displacement of the views where the radius is larger or unlimited
-_CANDIDATES = 4  # times top-k: keys that joint heads choose from while the weights change little
-_CHANGE = (
-    0.2  # of the weights, half the sum of the absolute differences, after which candidates are chosen anew
-)
+# Joint heads choose the top-k keys among 4 times as many, which are chosen anew after half the sum of the absolute
+# differences of the weights has exceeded 0.2. A top-k that would take more candidates than this chooses among all keys.
+_CANDIDATES = 4
+_MOST_CANDIDATES = 512
+_CHANGE = 0.2
 _FLOOR = 1e-3  # of a probability: bounds the loss of a single token
 
 
@@ -194,7 +195,8 @@ class HeadWeighting(ClipModule[Backbone]):
     def on_train_epoch_start(self) -> None:
         """Chooses the candidate keys of joint heads, unless the weights have hardly changed since the last choice."""
         super().on_train_epoch_start()
-        if self.propagation.heads == "separate" or self.propagation.top_k is None:
+        top_k = self.propagation.top_k
+        if self.propagation.heads == "separate" or top_k is None or _CANDIDATES * top_k > _MOST_CANDIDATES:
             return
         weights = self.theta.detach().softmax(0)
         if self._candidates and (weights - self._chosen_at).abs().sum() / 2 <= _CHANGE:
@@ -207,7 +209,7 @@ class HeadWeighting(ClipModule[Backbone]):
                 self._labels,
                 self.propagation,
                 self._by_layer(self.theta.detach()),
-                count=_CANDIDATES * self.propagation.top_k,
+                count=_CANDIDATES * top_k,
                 exclude_self=view.is_frame,
             )
             for view in self._examples

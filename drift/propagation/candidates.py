@@ -1,7 +1,7 @@
 """Joint attention of heads over a few candidate keys, whose logits are computed once for many weights of the heads.
 
-With `heads="joint"` and `"fused"` logits are linear in the weights. While weights are learned, it is enough to compute
-each head's logits once, for the keys that may be among the top-k; a step only sums them.
+With `heads="joint"` and `"fused"` logits are weighted means of those of the heads. While weights are learned, it is
+enough to compute each head's logits once, for the keys that may be among the top-k.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from drift.propagation.heads import (
 )
 from drift.propagation.kernel import nearest_keys
 from drift.propagation.labels import finest
+from drift.propagation.tiles import never
 
 __all__ = ["CandidateKeys", "candidate_keys"]
+
+_GATHERED = 2**27  # bytes of keys that are gathered at once
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,25 @@ class CandidateKeys:
     ) -> Float[Tensor, "one rows columns channels"]:
         """Labels propagated by all heads together, as an entry of `propagate_by_head`; differentiable in the weights.
 
-        Equal to those of `propagate_by_head` as long as the `top_k` keys under `weights` are among the candidates.
+        Equal to those of `propagate_by_head` as long as the `top_k` keys under `weights` are among the candidates. With
+        `follow`, the neighbourhoods are those under the weights for which the candidates were chosen.
 
         Args:
             weights: weight of each head, by layer; see `compare`.
             labels: labels of the memory frames on the grid.
             options: how labels are propagated.
         """
-        of_heads = torch.cat([weights[layer] for layer in self.layers])
+        by_head = torch.cat([weights[layer] for layer in self.layers])
         if options.affinity == "cosine":  # the heads of a layer are compared as one
-            of_heads = torch.stack([weights[layer].sum() for layer in self.layers])
+            by_head = torch.stack([weights[layer].sum() for layer in self.layers])
+        if not by_head.any():
+            return by_head.new_zeros(0, *self.grid, labels[0].shape[-1])
         if options.heads == "joint":
-            of_heads = of_heads / of_heads.sum()
-        logits = torch.einsum("h,hqk->qk", of_heads, self.logits) / options.temperature
-        logits = logits.masked_fill(self.tokens < 0, torch.finfo(logits.dtype).min / 8)
-        largest, chosen = logits.topk(min(options.top_k or logits.shape[1], logits.shape[1]), sorted=False)
+            by_head = by_head / by_head.sum()
+        logits = torch.einsum("h,hqk->qk", by_head, self.logits) / options.temperature
+        logits = logits.masked_fill(self.tokens < 0, never(logits.dtype))
+        top_k = logits.shape[1] if options.top_k is None else min(options.top_k, logits.shape[1])
+        largest, chosen = logits.topk(top_k, sorted=False)
         found = torch.cat([frame.flatten(0, 1) for frame in labels])[
             self.tokens.gather(1, chosen).clamp(min=0)
         ]
@@ -92,13 +99,14 @@ def candidate_keys(
         labels: for each comparison, the labels of the memory frames on its grid.
         options: how labels are propagated, with `heads="joint"` or `"fused"`.
         weights: weight of each head, by layer.
-        count: number of keys for each query.
+        count: largest number of keys for each query.
         exclude_self: see `propagate`.
 
     Returns:
         The candidates of each comparison, in the order of `compare`.
     """
     compared = compare(features, options, weights)
+    finest_rows = finest(one.grid for one in compared)[0]
     keys = [[one.keys for one in compare(frame, options)] for frame in memory]
     of_heads, *memory_heads = (_by_comparison(frame, options) for frame in (features, *memory))
     found = []
@@ -109,10 +117,12 @@ def candidate_keys(
             memory_keys,
             labels[number],
             options,
-            finest_rows=finest(other.grid for other in compared)[0],
+            finest_rows=finest_rows,
             exclude_self=exclude_self,
         )
-        tokens = nearest_keys(one.queries, memory_keys, count, **where)[0].flatten(0, 1)
+        side = max(one.grid) if where["radius"] is None else 2 * where["radius"] + 1
+        existing = len(memory) * min(side, one.grid[0]) * min(side, one.grid[1])
+        tokens = nearest_keys(one.queries, memory_keys, min(count, existing), **where)[0].flatten(0, 1)
         logits = [
             _logits(layer.queries[head], [frame[number][place].keys[head] for frame in memory_heads], tokens)
             for place, layer in enumerate(of_heads[number])
@@ -142,5 +152,7 @@ def _logits(
     keys: Sequence[Float[Tensor, "rows columns dim"]],
     tokens: Int[Tensor, "queries candidates"],
 ) -> Float[Tensor, "queries candidates"]:
-    candidates = torch.cat([frame.flatten(0, 1) for frame in keys])[tokens.clamp(min=0)]
-    return torch.einsum("qd,qkd->qk", queries.flatten(0, 1), candidates)
+    flat = torch.cat([frame.flatten(0, 1) for frame in keys])
+    size = max(1, _GATHERED // (4 * flat.shape[1] * tokens.shape[1]))
+    batches = zip(queries.flatten(0, 1).split(size), tokens.clamp(min=0).split(size), strict=True)
+    return torch.cat([torch.einsum("qd,qkd->qk", some, flat[of_some]) for some, of_some in batches])

@@ -178,10 +178,14 @@ def neighbourhoods(
     """Arguments of `propagate` and `nearest_keys` that say which keys a query of a layer may attend to.
 
     Args:
-        queries, keys, labels: of the layer.
+        queries: queries of the target frame in a layer.
+        keys, labels: keys and labels of the memory frames in the layer.
         options: how labels are propagated.
         finest_rows: rows of the finest layer, whose tokens are the unit of the radius.
-        exclude_self: see `propagate`; windows do not follow objects then.
+        exclude_self: see `propagate`; neighbourhoods do not follow objects then.
+
+    Returns:
+        `radius`, `offsets` and `exclude_self`.
     """
     radius, offsets = options.radius, None
     if radius is not None:

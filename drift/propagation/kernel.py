@@ -51,9 +51,9 @@ def propagate(
         top_k: number of keys, over all memory frames together, that a query keeps; None for all.
         exclude_self: whether a query never attends to the key at its own position in the first memory frame. For
             attention within one frame.
-        offsets: for each memory frame, the rows and columns by which the neighbourhoods of each tile of `TILE` x `TILE`
-            queries are shifted, at most as far as the tile stays within the frame; None to centre the neighbourhoods
-            on their queries. Without a radius they have no effect.
+        offsets: for each memory frame, the rows and columns by which the neighbourhoods of each tile of 8 x 8 queries
+            (`tiles.TILE`) are shifted, at most as far as the tile stays within the frame; None to centre the
+            neighbourhoods on their queries. Without a radius they have no effect.
 
     Returns:
         The attention-weighted mean of the labels for each head. Channels that sum to 1 still do.
@@ -104,14 +104,21 @@ def nearest_keys(
     """The keys with the largest logits of each query, in no particular order.
 
     Args:
-        count: number of keys for each query, over all memory frames together.
-        queries, keys, radius, exclude_self, offsets: see `propagate`.
+        queries, keys: see `propagate`; computed in float32.
+        count: number of keys for each query, over all memory frames together; 1 or more.
+        radius, exclude_self, offsets: see `propagate`.
 
     Returns:
         Indices of the keys among the tokens of all memory frames, `(frame * height + row) * width + column`; -1 where
         there are fewer keys than `count`.
+
+    Raises:
+        ValueError: the memory is empty.
     """
+    if not keys:
+        raise ValueError("0 frames of keys; there must be one or more")
     height, width = queries.shape[1:3]
+    queries, keys = queries.float(), [frame.float() for frame in keys]
     numbers = torch.arange(len(keys) * height * width, device=queries.device, dtype=queries.dtype)
     with torch.autocast(queries.device.type, enabled=False):
         found = _attend(

@@ -258,7 +258,7 @@ def _pooled(
 def _pool(
     values: Float[Tensor, "height width channels"], side: int = _POOL
 ) -> Float[Tensor, "rows columns channels"]:
-    # With a batch axis first, channels are last in memory also for PyTorch, which copies all else.
+    # In this layout PyTorch sees that channels are last in memory; otherwise `avg_pool2d` copies its input.
     pooled = F.avg_pool2d(values[None].permute(0, 3, 1, 2), side, ceil_mode=True, count_include_pad=False)
     return pooled[0].permute(1, 2, 0)
 

@@ -179,7 +179,7 @@ def _varied(
     shifts: Sequence[Sequence[Sequence[_Shift]]],
 ) -> list[list[bool]]:
     """For each tile, whether any label in its windows differs from `constant`."""
-    differs = ((labels - constant).abs() > _ROUNDING).any(-1)
+    differs = ~((labels - constant).abs() <= _ROUNDING).all(-1)  # a NaN differs
     counts = F.pad(differs.long().cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten()
     height, width = differs.shape[1] + 1, differs.shape[2] + 1
     moved = torch.tensor(shifts, device=labels.device)  # (tile rows, tile columns, frames, 2)
@@ -211,7 +211,11 @@ def attend_in_strips(
     offsets: Sequence[Tensor] | None,
     numbers: bool,
 ) -> Tensor:
-    """See `propagate`, and `labels_of_largest` for `numbers`."""
+    """Attention as in `propagate`, where the other arguments are described.
+
+    Args:
+        numbers: see `labels_of_largest`.
+    """
     heads, height, width, _ = queries.shape
     needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
     make_workspace = partial(_Workspace, queries, reuse=not needs_graph)
@@ -263,12 +267,12 @@ def attend_in_strips(
 
     threads, tiles = _threads_and_tiles(queries, len(keys), all_rows, all_columns)
     work = [(row, run) for row, of_row in enumerate(shifts) for run in _runs(of_row, varied[row], tiles)]
-    if threads == 1:
+    if threads == 1 or len(work) < 2:
         workspace = make_workspace()
         for part in work:
             fill(*part, workspace)
     else:
-        _run_in_threads(fill, work, threads, make_workspace)
+        _run_in_threads(fill, work, min(threads, len(work)), make_workspace)
     return propagated
 
 

@@ -30,11 +30,12 @@ def labels_of_largest(
 
     Args:
         logits: logits of the keys in a window, `never` where there is no key.
-        labels: labels of the keys, `frames * places` tokens; without a batch axis where all have the same.
+        labels: labels of the keys, `frames * places` tokens; without a batch axis if all entries of the batch share
+            them.
         too_far: pairs that are outside the radius, or None.
         top_k: number of keys; None for all.
-        numbers: whether to return the labels of the `top_k` keys themselves, whose only channel is a number, as
-            channels; -1 where there are fewer keys.
+        numbers: whether the labels are indices of keys, in one channel. With `top_k` given, the result has the `top_k`
+            indices of each query as channels, and -1 where there are fewer keys.
     """
     lowest = never(logits.dtype)
     if top_k is None or logits.shape[-1] <= 2 * top_k:

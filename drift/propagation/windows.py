@@ -13,7 +13,7 @@ from drift.propagation.tiles import TILE, labels_of_largest, never
 
 __all__ = ["attend_in_windows"]
 
-_BATCH = 2**29  # bytes of the keys and logits of a batch, unless those of one tile are more
+_BATCH = 2**29  # bytes of the keys, logits and labels of a batch, unless those of one tile are more
 
 
 def attend_in_windows(
@@ -27,33 +27,48 @@ def attend_in_windows(
     offsets: Sequence[Tensor] | None,
     numbers: bool,
 ) -> Tensor:
-    """See `propagate`, and `labels_of_largest` for `numbers`."""
+    """Attention as in `propagate`, where the other arguments are described.
+
+    Args:
+        numbers: see `labels_of_largest`.
+    """
     heads, height, width, dim = queries.shape
     device = queries.device
     rows, columns = -(-height // TILE), -(-width // TILE)
     tiles = F.pad(queries, (0, 0, 0, columns * TILE - width, 0, rows * TILE - height))
-    tiles = tiles.view(heads, rows, TILE, columns, TILE, dim).permute(1, 3, 0, 2, 4, 5)
-    tiles = tiles.reshape(rows * columns, heads, TILE**2, dim)
-    memory, values = torch.stack(list(keys), 1).flatten(1, 3), torch.stack(list(labels)).flatten(0, 2)
+    tiles = tiles.view(heads, rows, TILE, columns, TILE, dim).transpose(2, 3).reshape(heads, -1, TILE**2, dim)
+    memory = torch.stack(list(keys), 1).flatten(2, 3)  # (heads, frames, tokens of a frame, dim)
+    values = torch.stack(list(labels)).flatten(0, 2).to(queries.dtype)
     start = torch.cartesian_prod(*(torch.arange(n, device=device) * TILE for n in (rows, columns)))
-    tokens, outside = _windows(start, (height, width), len(keys), radius, offsets)
     inner = torch.arange(TILE, device=device)
-    own = (start[:, :1] + inner)[:, :, None] * width + (start[:, 1:] + inner)[:, None]
-    too_far = None if radius is None else _too_far(radius, device)
-    size = max(1, _BATCH // (4 * heads * tokens[0].numel() * (dim + TILE**2)))
-    everything = memory.unflatten(1, (len(keys), -1))[None]  # (one, heads, frames, places, dim)
+    own = ((start[:, :1] + inner)[:, :, None] * width + (start[:, 1:] + inner)[:, None]).flatten(1)
     parts = []
-    for batch in torch.arange(rows * columns, device=device).split(size):
-        near = everything if radius is None else memory[:, tokens[batch]].transpose(0, 1)
-        logits = tiles[batch][:, :, None] @ near.mT
-        hidden = outside[batch][:, None, :, None]
-        if exclude_self:
-            itself = tokens[batch][:, :, None] == own[batch].flatten(1)[:, None, :, None]
-            hidden = hidden | itself[:, None]  # tokens of other frames have other numbers
-        logits = logits.masked_fill(hidden, never(logits.dtype)).flatten(0, 1)
-        near_labels = values[tokens[batch].flatten(1)].to(logits.dtype).repeat_interleave(heads, 0)
-        parts.append(labels_of_largest(logits, near_labels, too_far, top_k, numbers=numbers))
-    found = torch.cat(parts).view(rows, columns, heads, TILE, TILE, -1).permute(2, 0, 3, 1, 4, 5)
+    if radius is None:
+        everything = torch.arange(height * width, device=device)
+        size = max(1, _BATCH // (8 * heads * len(keys) * height * width * TILE**2))
+        for batch in torch.arange(rows * columns, device=device).split(size):
+            logits = tiles[:, batch].flatten(1, 2)[:, None] @ memory.mT
+            if exclude_self:
+                itself = own[batch].flatten()[:, None] == everything
+                logits[:, 0] = logits[:, 0].masked_fill(itself, never(logits.dtype))
+            labelled = labels_of_largest(logits, values, None, top_k, numbers=numbers)
+            parts.append(labelled.unflatten(1, (len(batch), -1)))
+    else:
+        tokens, outside = _windows(start, (height, width), len(keys), radius, offsets)
+        too_far = _too_far(radius, device)
+        places = tokens[0].numel()
+        size = max(1, _BATCH // (4 * heads * places * (dim + 2 * TILE**2 + values.shape[1])))
+        for batch in torch.arange(rows * columns, device=device).split(size):
+            near = memory.flatten(1, 2)[:, tokens[batch]]  # (heads, tiles, frames, places, dim)
+            logits = tiles[:, batch][:, :, None] @ near.mT
+            hidden = outside[batch][:, :, None]
+            if exclude_self:  # tokens of other frames have other numbers
+                hidden = hidden | (tokens[batch][:, :, None] == own[batch][:, None, :, None])
+            logits = logits.masked_fill(hidden, never(logits.dtype)).flatten(0, 1)
+            near_labels = values[tokens[batch].flatten(1)].expand(heads, -1, -1, -1).flatten(0, 1)
+            labelled = labels_of_largest(logits, near_labels, too_far, top_k, numbers=numbers)
+            parts.append(labelled.unflatten(0, (heads, -1)))
+    found = torch.cat(parts, 1).view(heads, rows, columns, TILE, TILE, -1).transpose(2, 3)
     return found.reshape(heads, rows * TILE, columns * TILE, -1)[:, :height, :width].contiguous()
 
 
@@ -61,15 +76,11 @@ def _windows(
     start: Int[Tensor, "tiles 2"],
     grid: tuple[int, int],
     frames: int,
-    radius: int | None,
+    radius: int,
     offsets: Sequence[Int[Tensor, "tile_rows tile_columns 2"]] | None,
 ) -> tuple[Int[Tensor, "tiles frames places"], Bool[Tensor, "tiles frames places"]]:
     """Tokens of the memory in each tile's window, and the places of a window that lie outside the frame."""
     device = start.device
-    if radius is None:
-        tokens = torch.arange(frames * grid[0] * grid[1], device=device).view(1, frames, -1)
-        tokens = tokens.expand(len(start), -1, -1)
-        return tokens, torch.zeros((), dtype=torch.bool, device=device).expand(tokens.shape)
     first = (start - radius)[:, None].expand(-1, frames, -1)
     if offsets is not None:  # a tile stays within the frame
         stop = (start + TILE).minimum(torch.tensor(grid, device=device))

@@ -255,6 +255,7 @@ def test_adapters_in_a_cache_share_their_prompts(backbone, tmp_path, monkeypatch
         assert len(fitted) == (number == 0)
         assert of_sweep.head_weights.keys() == alone.head_weights.keys()
         assert all(torch.equal(of_sweep.head_weights[n], w) for n, w in alone.head_weights.items())
+        assert len(of_sweep.embeddings) == len(alone.embeddings) == (number < 3)
         assert all(map(torch.equal, of_sweep.embeddings, alone.embeddings))
         assert of_sweep.figures.keys() == alone.figures.keys()
         assert of_sweep.losses == alone.losses

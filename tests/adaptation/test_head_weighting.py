@@ -214,6 +214,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_dense_reference(mode, top_k, c
         module.theta.copy_(torch.tensor([0.3, -0.5, 0.1, 1.0, -0.2]))
     if candidates:
         module.on_train_epoch_start()
+        assert bool(module._candidates) == (mode != "separate" and top_k is not None)
     for number in (0, 1, 2):  # the frame itself, a view, a mirrored view
         loss = module.training_step(examples[number], number)
         (gradient,) = torch.autograd.grad(loss, module.theta)
@@ -262,14 +263,27 @@ def calls(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("top_k", [None, 3, 200])
 @pytest.mark.parametrize("mode", MODES)
-def test_training_uses_the_functions_of_the_tracker(mode, calls):
-    module = head_weights(OneGoodHead(1), mode)
+def test_training_uses_the_functions_of_the_tracker(mode, top_k, calls):
+    module = head_weights(OneGoodHead(1), mode, top_k=top_k)
     example = prepared(module)[1]
+    module.on_train_epoch_start()
     calls.clear()
     module.training_step(example, 0)
-    propagated = [] if mode == "separate" else ["propagate_by_head"]
+    propagated = [] if mode == "separate" or top_k == 3 else ["propagate_by_head"]
     assert calls == ["compare", *propagated, "mean_over_heads"]
+
+
+@pytest.mark.parametrize("mode", ["joint", "fused"])
+def test_a_layer_without_weight_does_not_count(mode):
+    module = head_weights(OneGoodHead(1), mode, top_k=3)
+    with torch.no_grad():
+        module.theta.copy_(torch.tensor([0.0, 0.0, 0.0, -1000.0, -1000.0]))
+    example = prepared(module)[1]
+    exact = module.training_step(example, 1)
+    module.on_train_epoch_start()
+    assert module.training_step(example, 1).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("follow", [False, True])

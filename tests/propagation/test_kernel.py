@@ -203,6 +203,15 @@ def test_nearest_keys_are_those_of_the_largest_logits(
         assert torch.allclose(expected[indices].sort().values, expected.topk(len(indices)).values.flip(0))
 
 
+def test_an_undefined_label_stays_where_it_is():
+    queries, keys, _ = random_problem(1, 40, 40, 4, 1, 2)
+    label = torch.tensor([1.0, 0.0]).expand(40, 40, 2).clone()
+    label[3, 3] = torch.nan
+    carried = propagate(queries, keys, [label], radius=2, top_k=None)
+    assert carried[:, 3, 3].isnan().all()
+    assert torch.equal(carried[:, 20:, 20:], label[None, 20:, 20:])
+
+
 def test_only_what_an_object_can_reach_is_compared(monkeypatch):
     compared = []
     attend = strips._attend
