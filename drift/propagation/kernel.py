@@ -12,7 +12,7 @@ plain attention with labels as values, computed by PyTorch's fused kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -88,7 +88,16 @@ def propagate(
         queries = queries / temperature
         if radius is None and top_k is None and not exclude_self:
             return _attend_everywhere(queries, keys, labels)
-        return _attend(queries, keys, labels, radius, top_k, exclude_self=exclude_self, offsets=offsets)
+        return _form(queries.device)(
+            queries,
+            keys,
+            labels,
+            radius,
+            top_k,
+            exclude_self=exclude_self,
+            offsets=offsets,
+            numbers=False,
+        )
 
 
 @torch.no_grad()
@@ -121,7 +130,7 @@ def nearest_keys(
     queries, keys = queries.float(), [frame.float() for frame in keys]
     numbers = torch.arange(len(keys) * height * width, device=queries.device, dtype=queries.dtype)
     with torch.autocast(queries.device.type, enabled=False):
-        found = _attend(
+        found = _form(queries.device)(
             queries,
             keys,
             list(numbers.view(len(keys), height, width, 1)),
@@ -166,22 +175,9 @@ def attention_maps(
     return attention.unflatten(1, stacked.shape[1:4])
 
 
-def _attend(
-    queries: Tensor,
-    keys: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    radius: int | None,
-    top_k: int | None,
-    *,
-    exclude_self: bool,
-    offsets: Sequence[Tensor] | None,
-    numbers: bool = False,
-) -> Tensor:
-    """The mean label of each query's keys; with `numbers` the labels of its `top_k` keys, which are numbers, or -1."""
-    attend = attend_in_strips if queries.device.type == "cpu" else attend_in_windows
-    return attend(
-        queries, keys, labels, radius, top_k, exclude_self=exclude_self, offsets=offsets, numbers=numbers
-    )
+def _form(device: torch.device) -> Callable[..., Tensor]:
+    """The form of the kernel for a device."""
+    return attend_in_strips if device.type == "cpu" else attend_in_windows
 
 
 def _attend_everywhere(queries: Tensor, keys: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
