@@ -175,6 +175,8 @@ def start_run(config: DictConfig) -> Run:
 
     from drift.reporting.progress import ProgressBars
 
+    if not gc.get_freeze_count():  # the first run of the process; nothing of a run exists yet
+        gc.freeze()  # what was imported, so that later collections do not visit it
     _quieten_lightning()
     if _folders_would_differ():
         allowed = "a given folder: the processes of torchrun and SLURM share it"
