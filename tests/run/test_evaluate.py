@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -24,6 +26,7 @@ from drift.clip import Clip
 from drift.command_line import run
 from drift.image_files import DAVIS_PALETTE, read_mask
 from drift.metrics.folders import score_folders
+from drift.module import TrackingModule
 
 CLIPS = {name: moving_square(frames, name=name) for name, frames in (("ant", 5), ("bee", 4))}
 
@@ -161,6 +164,23 @@ def test_the_order_of_clips_and_a_second_run_change_nothing(command, finished, t
     status, *_ = command(f"data.root={finished.root}", "seed=3", "data.sequences=[bee,ant]")
     assert status == 0
     assert contents(tmp_path / "out" / "masks") == contents(finished.out / "masks")
+
+
+def test_the_models_of_the_first_run_of_a_process_are_freed(command, root, monkeypatch):
+    """What was imported before it is excluded from garbage collection; the run itself is not."""
+    modules = []
+    make = TrackingModule.__init__
+
+    def made(module, *arguments, **options):
+        modules.append(weakref.ref(module))
+        make(module, *arguments, **options)
+
+    monkeypatch.setattr(TrackingModule, "__init__", made)
+    gc.unfreeze()
+    assert command(f"data.root={root}", "output.report=false", "adaptation=none")[0] == 0
+    gc.collect()
+    assert gc.get_freeze_count()
+    assert [module() for module in modules] == [None]
 
 
 def test_half_precision_runs_and_draws(command, root, tmp_path):
