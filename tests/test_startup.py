@@ -90,17 +90,13 @@ def test_importing_drift_imports_nothing_else():
 )
 def test_garbage_is_not_collected_during_imports_but_after_an_error(word, said, tmp_path):
     code = (
-        "import evaluate, gc\n"
+        "import gc, drift.commands.evaluate as evaluate\n"
         "from drift.errors import DriftError\n"
         "def task(config):\n"
         "    print(gc.isenabled())\n"
         "    raise DriftError('nothing')\n"
-        "evaluate.evaluate.__code__ = task.__code__\n"
+        "evaluate.evaluate = task\n"
         "print(evaluate.main(), gc.isenabled())\n"
-    )
-    code = code.replace(
-        "evaluate.evaluate.__code__ = task.__code__",
-        "import drift.commands.evaluate as command; command.evaluate = task",
     )
     assert python(code, word, f"output.dir={tmp_path}").stdout.splitlines() == said
 

@@ -192,7 +192,7 @@ class AdapterFolder:
     def _shared_or_learned(
         self, clip: Clip, given: GivenFrames, backbone: Backbone, came_from: Mapping[str, str]
     ) -> Adapter:
-        """The adapter in the cache, or learned, with the prompts in the cache."""
+        """Loads the adapter from the cache; if it is missing, learns it with the prompts in the cache."""
         if self.shared is None:
             return self.adaptation.learn(given, backbone, self.propagation)
         digest = hashlib.sha256(json.dumps(came_from, sort_keys=True).encode()).hexdigest()

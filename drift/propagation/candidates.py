@@ -1,4 +1,4 @@
-"""Joint attention of heads over a few candidate keys, whose logits are computed once for many weights of the heads.
+"""Joint attention of heads restricted to candidate keys, for learning the weights of the heads.
 
 With `heads="joint"` and `"fused"` logits are weighted means of those of the heads. While weights are learned, it is
 enough to compute each head's logits once, for the keys that may be among the top-k.
@@ -52,15 +52,18 @@ class CandidateKeys:
         labels: Sequence[Float[Tensor, "rows columns channels"]],
         options: PropagationOptions,
     ) -> Float[Tensor, "one rows columns channels"]:
-        """Labels propagated by all heads together, as an entry of `propagate_by_head`; differentiable in the weights.
+        """Propagates labels by the joint attention of all heads; differentiable with respect to `weights`.
 
-        Equal to those of `propagate_by_head` as long as the `top_k` keys under `weights` are among the candidates. With
-        `follow`, the neighbourhoods are those under the weights for which the candidates were chosen.
+        Equal to the entry of `propagate_by_head` as long as the `top_k` keys under `weights` are among the candidates.
+        With `follow`, the neighbourhoods are those under the weights for which the candidates were chosen.
 
         Args:
             weights: weight of each head, by layer; see `compare`.
             labels: labels of the memory frames on the grid.
             options: how labels are propagated.
+
+        Returns:
+            The labels, with one head; with none if the weights are all 0.
         """
         by_head = torch.cat([weights[layer] for layer in self.layers])
         if options.affinity == "cosine":  # the heads of a layer are compared as one
@@ -91,7 +94,7 @@ def candidate_keys(
     count: int,
     exclude_self: bool = False,
 ) -> list[CandidateKeys]:
-    """The `count` keys with the largest logits under `weights`, with the logits of each head.
+    """Finds the `count` keys with the largest logits under `weights`, and computes their logits for each head.
 
     Args:
         features: features of the frame.
@@ -134,7 +137,7 @@ def candidate_keys(
 
 
 def _by_comparison(features: Sequence[Features], options: PropagationOptions) -> list[list[Comparison]]:
-    """For each comparison the layers that it combines, with separate heads, on its grid."""
+    """The layers that each comparison combines, on its grid, with separate heads."""
     layers = compare(features, replace(options, heads="separate"))
     if options.heads != "fused":
         return [[layer] for layer in layers]

@@ -175,7 +175,7 @@ def neighbourhoods(
     finest_rows: int,
     exclude_self: bool,
 ) -> dict[str, Any]:
-    """Arguments of `propagate` and `nearest_keys` that say which keys a query of a layer may attend to.
+    """Keyword arguments of `propagate` and `nearest_keys` that restrict the keys to which queries of a layer attend.
 
     Args:
         queries: queries of the target frame in a layer.

@@ -4,8 +4,8 @@
 memory frames together, restricted to a spatial radius and to the top-k keys, applied to labels.
 
 The (target tokens x memory tokens) matrix is never materialised. Queries are processed in tiles; a tile attends only to
-the keys of its own window, so time and memory scale with the radius, not with the frame's area. On a CPU tiles are
-small products in threads (`strips`), on an accelerator one batch (`windows`). Without radius and top-k the kernel is
+the keys of its own window, so time and memory scale with the radius, not with the frame's area. `strips`
+implements this for CPUs, `windows` for accelerators. Without radius and top-k the kernel is
 plain attention with labels as values, computed by PyTorch's fused kernel.
 """
 
@@ -88,7 +88,7 @@ def propagate(
         queries = queries / temperature
         if radius is None and top_k is None and not exclude_self:
             return _attend_everywhere(queries, keys, labels)
-        return _form(queries.device)(
+        return _implementation(queries.device)(
             queries,
             keys,
             labels,
@@ -96,7 +96,7 @@ def propagate(
             top_k,
             exclude_self=exclude_self,
             offsets=offsets,
-            numbers=False,
+            return_indices=False,
         )
 
 
@@ -110,7 +110,7 @@ def nearest_keys(
     exclude_self: bool = False,
     offsets: Sequence[Int[Tensor, "tile_rows tile_columns 2"]] | None = None,
 ) -> Int[Tensor, "heads height width count"]:
-    """The keys with the largest logits of each query, in no particular order.
+    """Finds the `count` keys with the largest logits for each query, in no particular order.
 
     Args:
         queries, keys: see `propagate`; computed in float32.
@@ -128,17 +128,17 @@ def nearest_keys(
         raise ValueError("0 frames of keys; there must be one or more")
     height, width = queries.shape[1:3]
     queries, keys = queries.float(), [frame.float() for frame in keys]
-    numbers = torch.arange(len(keys) * height * width, device=queries.device, dtype=queries.dtype)
+    indices = torch.arange(len(keys) * height * width, device=queries.device, dtype=queries.dtype)
     with torch.autocast(queries.device.type, enabled=False):
-        found = _form(queries.device)(
+        found = _implementation(queries.device)(
             queries,
             keys,
-            list(numbers.view(len(keys), height, width, 1)),
+            list(indices.view(len(keys), height, width, 1)),
             radius,
             count,
             exclude_self=exclude_self,
             offsets=None if radius is None else offsets,
-            numbers=True,
+            return_indices=True,
         )
     return found.long()
 
@@ -175,8 +175,8 @@ def attention_maps(
     return attention.unflatten(1, stacked.shape[1:4])
 
 
-def _form(device: torch.device) -> Callable[..., Tensor]:
-    """The form of the kernel for a device."""
+def _implementation(device: torch.device) -> Callable[..., Tensor]:
+    """Implementation of the kernel for a device."""
     return attend_in_strips if device.type == "cpu" else attend_in_windows
 
 

@@ -1,4 +1,4 @@
-"""The kernel on a CPU: strips of neighbouring tiles, whose keys are cut out once, distributed over threads."""
+"""Implementation of the kernel for CPUs: strips of neighbouring tiles, which share a copy of their keys, in threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Span:
     high: int
 
     def too_far(self, radius: int, device: torch.device) -> Tensor:
-        """Pairs more than `radius` apart along the axis, `(queries, keys)` bool."""
+        """True for each query and key that are more than `radius` apart along the axis, `(queries, keys)` bool."""
         query = torch.arange(self.start, self.stop, device=device)[:, None]
         return (query - torch.arange(self.low, self.high, device=device)[None]).abs() > radius
 
@@ -43,7 +43,7 @@ _Shift = tuple[int, int]  # rows and columns by which a window is moved
 
 
 def _spans(length: int, radius: int | None, *, clipped: bool = True) -> list[_Span]:
-    """The tiles along an axis; windows end at the frame's edges if `clipped`."""
+    """The tiles along an axis, with windows that are clipped to the frame if `clipped`."""
     reach = length if radius is None else radius
     low, high = (0, length) if clipped else (-reach, length + reach)
     stops = ((start, min(start + TILE, length)) for start in range(0, length, TILE))
@@ -93,7 +93,7 @@ class _Workspace:
         return self._buffers[name][:size].view(shape)
 
     def too_far(self, rows: _Span, columns: _Span, radius: int) -> Bool[Tensor, "queries places"]:
-        """Places of a window that lie outside the radius of each query of a tile; equal tiles share them."""
+        """True for each query of a tile and place of its window outside its radius; shared by tiles of equal shape."""
         shape = tuple(
             place - span.start for span in (rows, columns) for place in (span.stop, span.low, span.high)
         )
@@ -163,7 +163,7 @@ def _shifts(
 
 
 def _runs(shifts: Sequence[list[_Shift]], varied: Sequence[bool], longest: int) -> Iterator[slice]:
-    """Runs of at most `longest` neighbouring tiles with varied labels and equal shifts."""
+    """Runs of at most `longest` neighbouring tiles with equal shifts, of those whose labels vary."""
     for (needed, _), group in groupby(range(len(shifts)), lambda tile: (varied[tile], shifts[tile])):
         tiles = list(group)
         for start in range(0, len(tiles) if needed else 0, longest):
@@ -178,7 +178,7 @@ def _varied(
     columns: Sequence[_Span],
     shifts: Sequence[Sequence[Sequence[_Shift]]],
 ) -> list[list[bool]]:
-    """For each tile, whether any label in its windows differs from `constant`."""
+    """Whether any label in the windows of each tile differs from `constant`."""
     differs = ~((labels - constant).abs() <= _ROUNDING).all(-1)  # a NaN differs
     counts = F.pad(differs.long().cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten()
     height, width = differs.shape[1] + 1, differs.shape[2] + 1
@@ -209,12 +209,12 @@ def attend_in_strips(
     *,
     exclude_self: bool,
     offsets: Sequence[Tensor] | None,
-    numbers: bool,
+    return_indices: bool,
 ) -> Tensor:
     """Attention as in `propagate`, where the other arguments are described.
 
     Args:
-        numbers: see `labels_of_largest`.
+        return_indices: see `labels_of_largest`.
     """
     heads, height, width, _ = queries.shape
     needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, *keys, *labels))
@@ -222,7 +222,7 @@ def attend_in_strips(
     all_rows, all_columns = (_spans(n, radius, clipped=not offsets) for n in (height, width))
     shifts = _shifts(offsets, len(keys), all_rows, all_columns)
 
-    attend_tile = partial(_attend, exclude_self=exclude_self, numbers=numbers)
+    attend_tile = partial(_attend, exclude_self=exclude_self, return_indices=return_indices)
 
     def attend(row: int, run: slice, workspace: _Workspace) -> Tensor:
         rows, columns = all_rows[row], all_columns[run]
@@ -250,11 +250,11 @@ def attend_in_strips(
             1,
         )
 
-    if numbers:
+    if return_indices:
         varied = [[True] * len(all_columns)] * len(all_rows)
         propagated = queries.new_empty(heads, height, width, top_k or 0)
     else:
-        # Where all labels in reach are equal, so is the result: most of the background.
+        # A mean of equal labels is that label: tiles that reach only the background are not computed.
         stacked = torch.stack(list(labels)).to(queries.dtype)
         constant = stacked[:, :: TILE // 2, :: TILE // 2].flatten(0, 2).median(0).values
         varied = _varied(stacked, constant, all_rows, all_columns, shifts)
@@ -331,7 +331,7 @@ def _attend(
     workspace: _Workspace,
     *,
     exclude_self: bool,
-    numbers: bool,
+    return_indices: bool,
 ) -> Tensor:
     """Attention of a tile `(heads, rows, columns, dim)` to its window; see `attend_in_strips`."""
     height, width = tile.shape[1:3]
@@ -350,7 +350,7 @@ def _attend(
         own = (column * strip.keys.shape[3] + row[:, None]).flatten()
         logits[:, 0, torch.arange(len(own), device=own.device), own] = never(logits.dtype)
     too_far = None if radius is None else workspace.too_far(rows, columns, radius)
-    labelled = labels_of_largest(logits, labels, too_far, top_k, numbers=numbers)
+    labelled = labels_of_largest(logits, labels, too_far, top_k, return_indices=return_indices)
     return labelled.unflatten(1, (height, width))
 
 

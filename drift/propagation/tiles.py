@@ -1,4 +1,4 @@
-"""What both forms of the kernel share: the size of a tile, and the labels of the largest logits of its queries."""
+"""Tile size and top-k selection, shared by the implementations of the kernel for CPUs and for accelerators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TILE = 8
 
 
 def never(dtype: torch.dtype) -> float:
-    """A logit whose weight is 0; finite, since 0 * inf is NaN."""
+    """Logit of masked keys, whose softmax weight is 0; finite, since 0 * inf is NaN."""
     return torch.finfo(dtype).min / 8
 
 
@@ -24,7 +24,7 @@ def labels_of_largest(
     too_far: Bool[Tensor, "queries places"] | None,
     top_k: int | None,
     *,
-    numbers: bool,
+    return_indices: bool,
 ) -> Float[Tensor, "batch queries channels"]:
     """Mean of the labels of each query's `top_k` keys, weighted by the softmax of their logits.
 
@@ -34,15 +34,19 @@ def labels_of_largest(
             them.
         too_far: pairs that are outside the radius, or None.
         top_k: number of keys; None for all.
-        numbers: whether the labels are indices of keys, in one channel. With `top_k` given, the result has the `top_k`
-            indices of each query as channels, and -1 where there are fewer keys.
+        return_indices: whether to return the labels of the `top_k` keys themselves, which are indices in one channel;
+            `top_k` must be given.
+
+    Returns:
+        The mean labels; or with `return_indices` the index of each of the `top_k` keys as a channel, padded with -1
+        where there are fewer keys.
     """
     lowest = never(logits.dtype)
     if top_k is None or logits.shape[-1] <= 2 * top_k:
         if too_far is not None:
             logits = logits.masked_fill(too_far, lowest)
         flat = logits.transpose(1, 2).flatten(2)
-        if top_k is None or (top_k >= flat.shape[-1] and not numbers):
+        if top_k is None or (top_k >= flat.shape[-1] and not return_indices):
             return flat.softmax(-1) @ labels
         values, tokens = flat.topk(min(top_k, flat.shape[-1]), dim=-1, sorted=False)
     else:
@@ -52,7 +56,7 @@ def labels_of_largest(
             values = torch.where(values > lowest / 2, exact, values)
     batch = () if labels.ndim == 2 else (torch.arange(len(labels), device=labels.device)[:, None, None],)
     found = labels[(*batch, tokens)]
-    if numbers:
+    if return_indices:
         chosen = found[..., 0].masked_fill(values < lowest / 2, -1)
         return F.pad(chosen, (0, (top_k or 0) - chosen.shape[-1]), value=-1)
     return torch.einsum("hqk,hqkc->hqc", values.softmax(-1), found)
@@ -63,7 +67,7 @@ def _largest(
     too_far: Bool[Tensor, "queries places"] | None,
     top_k: int,
 ) -> tuple[Float[Tensor, "batch queries k"], Int[Tensor, "batch queries k"]]:
-    """The `top_k` largest logits of each query and their tokens, `frame * places + place`.
+    """The `top_k` largest logits of each query, and their indices `frame * places + place`.
 
     The k largest logits lie at the k places whose maxima over frames are largest: any other place would leave k values
     that are at least as large. So the search covers `places + k * frames` values instead of `frames * places`.

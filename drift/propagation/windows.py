@@ -1,4 +1,4 @@
-"""The kernel on an accelerator: tiles with their windows of keys as one batch, in as few steps as memory allows."""
+"""Implementation of the kernel for accelerators: batches of tiles with their windows of keys, as memory allows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def attend_in_windows(
     *,
     exclude_self: bool,
     offsets: Sequence[Tensor] | None,
-    numbers: bool,
+    return_indices: bool,
 ) -> Tensor:
     """Attention as in `propagate`, where the other arguments are described.
 
     Args:
-        numbers: see `labels_of_largest`.
+        return_indices: see `labels_of_largest`.
     """
     heads, height, width, dim = queries.shape
     device = queries.device
@@ -51,7 +51,7 @@ def attend_in_windows(
             if exclude_self:
                 itself = own[batch].flatten()[:, None] == everything
                 logits[:, 0] = logits[:, 0].masked_fill(itself, never(logits.dtype))
-            labelled = labels_of_largest(logits, values, None, top_k, numbers=numbers)
+            labelled = labels_of_largest(logits, values, None, top_k, return_indices=return_indices)
             parts.append(labelled.unflatten(1, (len(batch), -1)))
     else:
         tokens, outside = _windows(start, (height, width), len(keys), radius, offsets)
@@ -62,11 +62,11 @@ def attend_in_windows(
             near = memory.flatten(1, 2)[:, tokens[batch]]  # (heads, tiles, frames, places, dim)
             logits = tiles[:, batch][:, :, None] @ near.mT
             hidden = outside[batch][:, :, None]
-            if exclude_self:  # tokens of other frames have other numbers
+            if exclude_self:  # tokens of other frames have other indices
                 hidden = hidden | (tokens[batch][:, :, None] == own[batch][:, None, :, None])
             logits = logits.masked_fill(hidden, never(logits.dtype)).flatten(0, 1)
             near_labels = values[tokens[batch].flatten(1)].expand(heads, -1, -1, -1).flatten(0, 1)
-            labelled = labels_of_largest(logits, near_labels, too_far, top_k, numbers=numbers)
+            labelled = labels_of_largest(logits, near_labels, too_far, top_k, return_indices=return_indices)
             parts.append(labelled.unflatten(0, (heads, -1)))
     found = torch.cat(parts, 1).view(heads, rows, columns, TILE, TILE, -1).transpose(2, 3)
     return found.reshape(heads, rows * TILE, columns * TILE, -1)[:, :height, :width].contiguous()
@@ -79,7 +79,7 @@ def _windows(
     radius: int,
     offsets: Sequence[Int[Tensor, "tile_rows tile_columns 2"]] | None,
 ) -> tuple[Int[Tensor, "tiles frames places"], Bool[Tensor, "tiles frames places"]]:
-    """Tokens of the memory in each tile's window, and the places of a window that lie outside the frame."""
+    """Indices of the memory tokens in the window of each tile, and a mask of the places outside the frame."""
     device = start.device
     first = (start - radius)[:, None].expand(-1, frames, -1)
     if offsets is not None:  # a tile stays within the frame
@@ -97,7 +97,7 @@ def _windows(
 
 
 def _too_far(radius: int, device: torch.device) -> Bool[Tensor, "queries places"]:
-    """Pairs of a tile's queries and its window's places that are more than `radius` apart along an axis."""
+    """True for each query of a tile and place of its window that are more than `radius` apart along an axis."""
     query = torch.arange(TILE, device=device)[:, None] + radius
     far = (query - torch.arange(TILE + 2 * radius, device=device)).abs() > radius
     return (far[:, None, :, None] | far[None, :, None, :]).flatten(2).flatten(0, 1)

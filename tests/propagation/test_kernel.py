@@ -64,8 +64,8 @@ def shifts(offsets, frames, height, width):
 
 
 @pytest.fixture(scope="module", params=[attend_in_strips, attend_in_windows], ids=["strips", "windows"])
-def form(request):
-    """Calls a function with the kernel's form for a CPU, and with that for accelerators, on a CPU."""
+def using(request):
+    """Calls a function with either implementation of the kernel, on a CPU."""
 
     def call(function, *arguments, **options):
         with patch.object(kernel, "attend_in_strips", request.param):
@@ -95,23 +95,23 @@ def random_problem(heads, height, width, dim, frames, channels, seed=0):
     seed=st.integers(0, 99),
 )
 def test_equals_the_dense_reference(
-    form, heads, height, width, frames, channels, radius, top_k, temperature, seed
+    using, heads, height, width, frames, channels, radius, top_k, temperature, seed
 ):
     queries, keys, labels = random_problem(heads, height, width, 5, frames, channels, seed)
     # In float64, since rounding may exchange keys that are nearly equal at the top-k boundary.
     problem = queries.double(), [k.double() for k in keys], [y.double() for y in labels]
     options = {"temperature": temperature, "radius": radius, "top_k": top_k}
-    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
+    assert torch.allclose(using(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("radius", "top_k"),
     [(3, 5), (0, 5), (0, None), (2, 10_000), (None, 7), (None, None), (12, None), (12, 15), (200, 15)],
 )
-def test_equals_the_dense_reference_at_length(form, radius, top_k):
+def test_equals_the_dense_reference_at_length(using, radius, top_k):
     problem = random_problem(heads=3, height=31, width=47, dim=16, frames=5, channels=4)
     options = {"temperature": 0.3, "radius": radius, "top_k": top_k}
-    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
+    assert torch.allclose(using(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,7 +126,7 @@ def test_equals_the_dense_reference_at_length(form, radius, top_k):
     seed=st.integers(0, 99),
 )
 def test_shifted_neighbourhoods_equal_the_dense_reference(
-    form, height, width, frames, radius, top_k, reach, equal, seed
+    using, height, width, frames, radius, top_k, reach, equal, seed
 ):
     queries, keys, labels = random_problem(2, height, width, 5, frames, 3, seed)
     problem = queries.double(), [k.double() for k in keys], [y.double() for y in labels]
@@ -135,7 +135,7 @@ def test_shifted_neighbourhoods_equal_the_dense_reference(
     offsets = torch.randint(-reach, reach + 1, (frames, *tiles, 2), generator=generator)
     offsets = list(offsets.expand(frames, -(-height // TILE), -(-width // TILE), 2))
     options = {"temperature": 0.5, "radius": radius, "top_k": top_k, "offsets": offsets}
-    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
+    assert torch.allclose(using(propagate, *problem, **options), dense(*problem, **options), atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -181,7 +181,7 @@ def test_equal_labels_around_an_object_change_nothing(size, corner, side, radius
     seed=st.integers(0, 99),
 )
 def test_nearest_keys_are_those_of_the_largest_logits(
-    form, heads, height, width, frames, radius, count, exclude_self, reach, seed
+    using, heads, height, width, frames, radius, count, exclude_self, reach, seed
 ):
     queries, keys, _ = random_problem(heads, height, width, 5, frames, 1, seed)
     offsets = None
@@ -190,7 +190,7 @@ def test_nearest_keys_are_those_of_the_largest_logits(
         tiles = -(-height // TILE), -(-width // TILE)
         offsets = list(torch.randint(-reach, reach + 1, (frames, *tiles, 2), generator=generator))
     near = {"radius": radius, "exclude_self": exclude_self, "offsets": offsets}
-    found = form(nearest_keys, queries, keys, count, **near).flatten(1, 2)
+    found = using(nearest_keys, queries, keys, count, **near).flatten(1, 2)
     tokens = frames * height * width
     one_hot = torch.eye(tokens).view(frames, height, width, tokens)
     allowed = dense(torch.zeros_like(queries), [k * 0 for k in keys], one_hot, **near).flatten(1, 2) > 0
@@ -241,11 +241,11 @@ def test_offsets_of_zero_change_nothing(threads):
 @pytest.mark.parametrize("radius", [1, 3, None])
 @pytest.mark.parametrize("top_k", [None, 1, 4])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_query_can_be_kept_from_attending_to_itself(form, radius, top_k, frames):
+def test_a_query_can_be_kept_from_attending_to_itself(using, radius, top_k, frames):
     problem = random_problem(heads=2, height=11, width=19, dim=8, frames=frames, channels=3)
     problem[1][0] = problem[0] * 9  # each query is most similar to itself
     options = {"radius": radius, "top_k": top_k, "exclude_self": True}
-    assert torch.allclose(form(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
+    assert torch.allclose(using(propagate, *problem, **options), dense(*problem, **options), atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -257,7 +257,7 @@ def test_a_query_can_be_kept_from_attending_to_itself(form, radius, top_k, frame
     kind=st.sampled_from(["plain", "exclude_self", "offsets"]),
     seed=st.integers(0, 99),
 )
-def test_gradients_equal_those_of_the_dense_reference(form, height, width, radius, top_k, kind, seed):
+def test_gradients_equal_those_of_the_dense_reference(using, height, width, radius, top_k, kind, seed):
     queries, keys, labels = random_problem(2, height, width, 5, 2, 3, seed)
     options = {"radius": radius, "top_k": top_k, "exclude_self": kind == "exclude_self", "temperature": 0.5}
     if kind == "offsets":
@@ -370,20 +370,22 @@ def test_memory_that_does_not_fit_is_refused():
 
 def test_windows_in_several_batches_give_the_same_labels(monkeypatch):
     queries, keys, labels = random_problem(2, 37, 50, 6, 3, 2)
-    options = {"exclude_self": True, "offsets": None, "numbers": False}
+    options = {"exclude_self": True, "offsets": None, "return_indices": False}
     whole = attend_in_windows(queries, keys, labels, 5, 7, **options)
     monkeypatch.setattr(windows, "_BATCH", 2**21)
     assert torch.equal(attend_in_windows(queries, keys, labels, 5, 7, **options), whole)
 
 
-def test_an_accelerator_needs_no_more_steps_for_more_tiles():
-    """Every step is a launch, of which a loop over small tiles would need thousands."""
+def test_operations_on_an_accelerator_do_not_grow_with_the_number_of_tiles():
+    """The number of operations, each a kernel launch on a GPU, does not depend on the number of tiles."""
 
     def steps(side):
         queries, keys, labels = random_problem(1, side, side, 8, 3, 2)
         offsets = [torch.full((-(-side // TILE), -(-side // TILE), 2), 3)] * 3
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            attend_in_windows(queries, keys, labels, 4, 5, exclude_self=False, offsets=offsets, numbers=False)
+            attend_in_windows(
+                queries, keys, labels, 4, 5, exclude_self=False, offsets=offsets, return_indices=False
+            )
         return len(profiled.events())
 
     assert steps(56) == steps(16)

@@ -167,7 +167,7 @@ def test_the_order_of_clips_and_a_second_run_change_nothing(command, finished, t
 
 
 def test_the_models_of_the_first_run_of_a_process_are_freed(command, root, monkeypatch):
-    """What was imported before it is excluded from garbage collection; the run itself is not."""
+    """Imported objects are frozen by `gc.freeze`; the objects of a run are not."""
     modules = []
     make = TrackingModule.__init__
 
